@@ -1,0 +1,449 @@
+"""DMA*-SH: soft actor-critic with a dynamics-aligned shared hypernetwork (arXiv 2602.06550), in one file.
+
+The agent meets a world whose dynamics (context) change from episode to episode, and nobody tells it how. A recurrent
+encoder turns the last K transitions into a small vector z; ONE hypernetwork turns z into adapter weights omega that are
+shared by the dynamics model, the policy and both Q-functions. Encoder and hypernetwork learn from predicting the
+dynamics alone: the RL losses see omega as a constant.
+
+    python dmash_sac.py --env-id DI
+
+In the paper's symbols: encoder phi, dynamics model theta, hypernetwork eta, policy xi, Q-functions zeta.
+"""
+
+import contextlib
+import copy
+import io
+import json
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+import tyro
+from torch import nn
+from tqdm import tqdm
+
+import aib_envs
+
+# ----------------------------------------------------- Arguments ------------------------------------------------------
+
+
+@dataclass
+class Args:
+    env_id: str = "DI"  # the task: DI, DI-Friction, DI-Perm, ODE, ODE-1 ... ODE-20, Cartpole, Cheetah, ... (see README)
+    seed: int = 1  # seed of the run
+    total_timesteps: int | None = None  # vector steps (one in every context) = gradient steps; default: the task's own
+    cuda: bool = True  # use a GPU if there is one
+    run_dir: Path = Path("runs")  # where the run's own directory is made
+    eval_every: int = 5_000  # steps between evaluations (1 rollout per context; the last evaluation takes 10)
+    learning_starts: int = 5_000  # vector steps with random actions that come before the first gradient step
+    buffer_size: int = 100_000  # transitions per context in the replay buffer
+    batch_size: int = 256  # transitions per gradient step
+    gamma: float = 0.99  # discount factor
+    tau: float = 0.005  # smoothing coefficient of the target networks
+    policy_lr: float = 3e-4  # learning rate of the policy
+    q_lr: float = 1e-3  # learning rate of the Q-functions and the temperature
+    dynamics_lr: float = 3e-4  # learning rate of dynamics model, encoder and hypernetwork
+    mask_prob: float = 0.4  # probability with which the encoder's inputs are masked in training
+
+
+METHOD = "DMAstar-SH"
+POLICY_FREQUENCY = 2  # the policy is updated every second gradient step, twice
+LOG_STD_MIN, LOG_STD_MAX = -5, 2
+WIDTH, Z_DIM, BOTTLENECK, FEATURES = (
+    256,
+    8,
+    32,
+    64,
+)  # sizes of trunks, z, adapters and the hypernetwork's chunk features
+
+
+def fail(message):
+    print(f"{Path(sys.argv[0]).name}: {message}", file=sys.stderr)
+    sys.exit(2)
+
+
+def parse_args():
+    console = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(console):
+            args = tyro.cli(Args, description=__doc__)
+        task = aib_envs.get_task(args.env_id)
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        lines = [line.strip("│ ─") for line in console.getvalue().splitlines() if line.startswith("│")]
+        fail(" ".join(filter(None, lines)))  # tyro draws a box of several lines
+    except ValueError as error:
+        fail(error)
+    if args.total_timesteps is None:
+        args.total_timesteps = task.total_timesteps
+    at_least = {"seed": 0, "learning_starts": task.steps, "buffer_size": task.steps}  # sampling needs a whole episode
+    for name, value in vars(args).items():
+        low, high = (0, 1) if isinstance(value, float) else (at_least.get(name, 1), 2**32 - 1)
+        if type(value) in (int, float) and not low <= value <= high:
+            fail(f"--{name.replace('_', '-')} must be from {low} to {high} for {args.env_id}; got {value}")
+    return args
+
+
+# ----------------------------------------------- Context encoder (phi) ------------------------------------------------
+
+
+def subsample(batch, window, training):
+    """Which transitions of the window the encoder sees: positions [batch or 1, window // 5], 0 being the oldest.
+    In training a random fifth in random order, in evaluation a fifth evenly spaced in time."""
+    if training:
+        return torch.rand(batch, window).topk(window // 5).indices
+    return torch.linspace(0, window - 1, window // 5, dtype=torch.float64).long()[None]
+
+
+def avg_l1_norm(x):
+    """Divides each vector by the mean of its absolute values."""
+    return x / x.abs().mean(-1, keepdim=True).clamp(min=1e-8)
+
+
+def sim_norm(x):
+    """Softmax in groups of four."""
+    return x.unflatten(-1, (-1, 4)).softmax(-1).flatten(-2)
+
+
+class Encoder(nn.Module):
+    """Transitions (s, a, ds = s' - s) of the window -> z [batch, 8], entries in [0, 1]."""
+
+    def __init__(self, obs_dim, act_dim, mask_prob):
+        super().__init__()
+        self.embed = nn.Linear(2 * obs_dim + act_dim, 32, bias=False)
+        self.lstm = nn.LSTM(32, 32, batch_first=True)
+        self.head = nn.Linear(32, Z_DIM, bias=False)
+        self.mask_prob = mask_prob
+
+    def forward(self, obs, actions, deltas):  # each [batch, time, dim]
+        parts = [obs, actions, deltas]
+        if self.training:  # hide whole vectors, independently for each time step and part
+            parts = [x * (torch.rand(*x.shape[:2], 1, device=x.device) >= self.mask_prob) for x in parts]
+        x = avg_l1_norm(self.embed(torch.cat(parts, dim=-1)))
+        _, (hidden, _) = self.lstm(x)
+        return sim_norm(self.head(hidden[-1]))
+
+
+# --------------------------------- Hypernetwork (eta) and the adapter that it generates -------------------------------
+# Eq. 3: the adapter turns the trunk's features x [256] into ReLU(x + W_up ReLU(W_down x + b_down) + b_up), with W_down
+# [32, 256] and W_up [256, 32]. These 16,672 numbers are generated in 33 chunks of 512. Chunk j has a learned embedding
+# e_j and features f_j = MLP([z; e_j]) [64]; one linear head (M, m), shared by all chunks, makes M f_j + m of them:
+#     chunks 0 ... 15: two rows of W_down each;  chunks 16 ... 31: 16 rows of W_up each;  chunk 32: b_down and b_up.
+# The matrices are never built. A generated matrix times x is linear in (M, m) and in f_j, so x meets the head first, in
+# one product for the whole batch, and then each sample's own f_j: a tenth of the work for the same function.
+
+
+class Omega(NamedTuple):
+    """Adapter weights, one set per sample: the chunk features, and the head that makes weights of them."""
+
+    down: torch.Tensor  # [batch, 16, 64], features of the chunks of W_down
+    up: torch.Tensor  # [batch, 16, 64], features of the chunks of W_up
+    b_down: torch.Tensor  # [batch, 32]
+    b_up: torch.Tensor  # [batch, 256]
+    weight: torch.Tensor  # [512, 64], the head's M
+    bias: torch.Tensor  # [512], the head's m
+
+    def detach(self):
+        return Omega(*(x.detach() for x in self))
+
+
+class Hypernetwork(nn.Module):
+    """z [batch, 8] -> omega."""
+
+    def __init__(self):
+        super().__init__()
+        self.chunks = nn.Parameter(torch.randn(33, 8))
+        self.first, self.second = nn.Linear(Z_DIM + 8, FEATURES), nn.Linear(FEATURES, FEATURES)
+        self.head = nn.Linear(FEATURES, 512)
+
+    def forward(self, z):
+        of_z, of_chunk = self.first.weight.split(
+            [Z_DIM, 8], dim=1
+        )  # first([z; e_j]): what z adds is the same for all j
+        x = F.relu(F.linear(z, of_z, self.first.bias)[:, None] + F.linear(self.chunks, of_chunk))  # [batch, 33, 64]
+        down, up, last = F.relu(self.second(x)).split([16, 16, 1], dim=1)
+        b_down, b_up, _ = self.head(last[:, 0]).split([BOTTLENECK, WIDTH, 512 - BOTTLENECK - WIDTH], dim=1)
+        return Omega(down, up, b_down, b_up, self.head.weight, self.head.bias)
+
+
+def generated_linear(x, features, weight, bias):
+    """Each sample's own generated matrix times its x [batch, in]: [batch, chunks * rows].
+
+    Chunk j of the matrix is weight @ features[:, j] + bias, read as [rows, in].
+    """
+    through_head = x @ weight.view(-1, x.shape[1], FEATURES).permute(1, 2, 0).flatten(1)  # [batch, 64 * rows]
+    out = features @ through_head.unflatten(1, (FEATURES, -1))  # [batch, chunks, rows]
+    return (out + F.linear(x, bias.view(-1, x.shape[1]))[:, None]).flatten(1)
+
+
+def adapt(x, omega):
+    """The generated adapter (Eq. 3) on a trunk's features x [batch, 256]."""
+    hidden = F.relu(generated_linear(x, omega.down, omega.weight, omega.bias) + omega.b_down)
+    return F.relu(x + generated_linear(hidden, omega.up, omega.weight, omega.bias) + omega.b_up)
+
+
+# ------------------- Adapted networks: dynamics model (theta), policy (xi) and Q-functions (zeta) ---------------------
+
+
+class AdaptedMLP(nn.Module):
+    """Trunk of two layers, generated adapter, head. The trunk ends without an activation, the adapter with a ReLU."""
+
+    def __init__(self, inputs, outputs):
+        super().__init__()
+        self.trunk = nn.Sequential(nn.Linear(inputs, WIDTH), nn.ReLU(), nn.Linear(WIDTH, WIDTH))
+        self.head = nn.Linear(WIDTH, outputs)
+
+    def forward(self, *inputs, omega):  # inputs [batch, ...] -> [batch, outputs]
+        return self.head(adapt(self.trunk(torch.cat(inputs, dim=1)), omega))
+
+
+class Actor(AdaptedMLP):
+    """Gaussian policy, squashed into (-1, 1) by tanh. The head gives mean and log standard deviation."""
+
+    def forward(self, obs, omega):
+        mean, log_std = super().forward(obs, omega=omega).chunk(2, dim=1)
+        return mean, LOG_STD_MIN + 0.5 * (LOG_STD_MAX - LOG_STD_MIN) * (torch.tanh(log_std) + 1)
+
+    def get_action(self, obs, omega):
+        """A sampled action [batch, act_dim] and its log-probability [batch]."""
+        mean, log_std = self(obs, omega)
+        normal = torch.distributions.Normal(mean, log_std.exp(), validate_args=False)
+        x = normal.rsample()
+        action = torch.tanh(x)
+        log_prob = normal.log_prob(x) - torch.log(1 - action.pow(2) + 1e-6)  # tanh changes the density
+        return action, log_prob.sum(1)
+
+
+# ---------------------------------------------------- Replay buffer ---------------------------------------------------
+
+
+class ReplayBuffer:
+    """Finished episodes of all contexts with their warm-up, every observation once, laid out as in aib_envs.History."""
+
+    def __init__(self, num_envs, buffer_size, window, steps, obs_dim, act_dim, device):
+        self.window_size, self.episodes, self.added = window, buffer_size // steps, 0
+        self.obs = torch.zeros(num_envs, self.episodes, window + steps + 2, obs_dim, device=device)
+        self.actions = torch.zeros(num_envs, self.episodes, window + steps, act_dim, device=device)
+        self.rewards = torch.zeros(num_envs, self.episodes, steps, device=device)
+        self.lengths = torch.zeros(num_envs, self.episodes, dtype=torch.long, device=device)
+
+    def add(self, history):
+        """Stores a finished episode, in the place of the oldest."""
+        for name in ("obs", "actions", "rewards", "lengths"):
+            getattr(self, name)[:, self.added % self.episodes] = torch.from_numpy(getattr(history, name))
+        self.ends = self.lengths.flatten().cumsum(0)  # where each episode ends in one list of all steps
+        self.total = int(self.ends[-1])
+        self.added += 1
+
+    def sample(self, batch_size):
+        """Steps drawn uniformly from all finished episodes: obs, actions, next_obs, rewards, all [batch, ...], and what
+        the encoder sees of each one's strictly past window: (obs, actions, deltas), all [batch, time, dim]."""
+        k, device = self.window_size, self.obs.device
+        i = torch.randint(self.total, (batch_size,), device=device)
+        row = torch.searchsorted(self.ends, i, right=True)  # the episode that step i lies in
+        t = i - self.ends[row] + self.lengths.flatten()[row]
+        obs, actions, rewards = self.obs.flatten(0, 1), self.actions.flatten(0, 1), self.rewards.flatten(0, 1)
+        past = t[:, None] + subsample(batch_size, k, training=True).to(device)  # step t itself is transition K + t
+        position, rows = past + (past >= k), row[:, None]
+        window_obs = obs[rows, position]
+        window = window_obs, actions[rows, past], obs[rows, position + 1] - window_obs
+        return obs[row, k + 1 + t], actions[row, k + t], obs[row, k + 2 + t], rewards[row, t], window
+
+
+# ------------------------------------------------ Acting and learning -------------------------------------------------
+
+
+class Agent(nn.Module):
+    def __init__(self, obs_dim, act_dim, args):
+        super().__init__()
+        self.args, self.target_entropy = args, -act_dim
+        self.window_size = aib_envs.get_task(args.env_id).window
+        self.encoder = Encoder(obs_dim, act_dim, args.mask_prob)
+        self.hypernetwork = Hypernetwork()
+        self.dynamics = AdaptedMLP(obs_dim + act_dim, obs_dim)  # predicts ds
+        self.actor = Actor(obs_dim, 2 * act_dim)
+        self.qf1, self.qf2 = AdaptedMLP(obs_dim + act_dim, 1), AdaptedMLP(obs_dim + act_dim, 1)
+        self.qf1_target, self.qf2_target = copy.deepcopy(self.qf1), copy.deepcopy(self.qf2)
+        self.log_alpha = nn.Parameter(torch.zeros(()))
+        context = [*self.encoder.parameters(), *self.hypernetwork.parameters(), *self.dynamics.parameters()]
+        self.context_optimizer = torch.optim.Adam(context, lr=args.dynamics_lr)
+        self.q_optimizer = torch.optim.Adam([*self.qf1.parameters(), *self.qf2.parameters()], lr=args.q_lr)
+        self.actor_optimizer = torch.optim.Adam(self.actor.parameters(), lr=args.policy_lr)
+        self.alpha_optimizer = torch.optim.Adam([self.log_alpha], lr=args.q_lr)
+
+    @torch.no_grad()
+    def act(self, obs, history, training):
+        """obs [n, obs_dim] -> actions [n, act_dim]: sampled in training, deterministic in evaluation (all NumPy)."""
+        to = lambda x: torch.from_numpy(x).to(self.log_alpha.device)
+        window = history.window(subsample(len(obs), self.window_size, training).numpy())
+        self.encoder.train(training)
+        omega = self.hypernetwork(self.encoder(*map(to, window)))
+        actions = self.actor.get_action(to(obs), omega)[0] if training else torch.tanh(self.actor(to(obs), omega)[0])
+        return actions.cpu().numpy()
+
+    def update(self, obs, actions, next_obs, rewards, window, global_step):
+        """One gradient step (Algorithm 1) on a sampled batch. Returns the losses."""
+        losses = {}
+
+        # Infer z, generate omega, predict the dynamics (Eqs. 1, 2). What this loss trains takes its step at the very
+        # end, so that every loss below sees the same omega.
+        self.encoder.train()
+        z = self.encoder(*window)
+        omega = self.hypernetwork(z)
+        losses["dynamics"] = F.mse_loss(self.dynamics(obs, actions, omega=omega), next_obs - obs)
+        self.context_optimizer.zero_grad()
+        losses["dynamics"].backward()
+
+        omega = omega.detach()  # for the RL losses omega is a constant
+
+        # Critics. Episodes end by time limit only, so the target always bootstraps.
+        with torch.no_grad():
+            next_actions, next_log_pi = self.actor.get_action(next_obs, omega)
+            qf1_next = self.qf1_target(next_obs, next_actions, omega=omega)
+            qf2_next = self.qf2_target(next_obs, next_actions, omega=omega)
+            next_value = torch.min(qf1_next, qf2_next).squeeze(1) - self.log_alpha.exp() * next_log_pi
+            target = rewards + self.args.gamma * next_value  # [batch]
+        qf1, qf2 = self.qf1(obs, actions, omega=omega).squeeze(1), self.qf2(obs, actions, omega=omega).squeeze(1)
+        losses["qf"] = F.mse_loss(qf1, target) + F.mse_loss(qf2, target)
+        self.q_optimizer.zero_grad()
+        losses["qf"].backward()
+        self.q_optimizer.step()
+
+        # Policy and temperature
+        for _ in range(POLICY_FREQUENCY if global_step % POLICY_FREQUENCY == 0 else 0):
+            pi, log_pi = self.actor.get_action(obs, omega)
+            min_qf_pi = torch.min(self.qf1(obs, pi, omega=omega), self.qf2(obs, pi, omega=omega)).squeeze(1)
+            losses["actor"] = (self.log_alpha.exp().detach() * log_pi - min_qf_pi).mean()
+            self.actor_optimizer.zero_grad()
+            losses["actor"].backward()
+            self.actor_optimizer.step()
+
+            losses["alpha"] = (-self.log_alpha.exp() * (log_pi.detach() + self.target_entropy)).mean()
+            self.alpha_optimizer.zero_grad()
+            losses["alpha"].backward()
+            self.alpha_optimizer.step()
+
+        # Target networks
+        with torch.no_grad():
+            targets = [*self.qf1_target.parameters(), *self.qf2_target.parameters()]
+            torch._foreach_lerp_(targets, [*self.qf1.parameters(), *self.qf2.parameters()], self.args.tau)
+
+        # Encoder, hypernetwork, dynamics model
+        self.context_optimizer.step()
+        return {name: loss.detach() for name, loss in losses.items()}
+
+
+# ------------------------------------------------------ Training ------------------------------------------------------
+
+
+def write_json(path, content):
+    """Writes a whole file or none."""
+    path.with_suffix(".tmp").write_text(json.dumps(content, default=str, indent=1))
+    path.with_suffix(".tmp").replace(path)
+
+
+def make_run(args):
+    """Makes the run's own directory, with its config.json."""
+    run = args.run_dir / f"{args.env_id}__{METHOD}__{args.seed}__{time.time_ns() // 1_000_000}"
+    commit = subprocess.getoutput(f"git -C '{Path(__file__).parent}' rev-parse HEAD 2>/dev/null")
+    versions = {name: version(name) for name in ("torch", "numpy", "mujoco", "dm_control", "gymnasium")}
+    run.mkdir(parents=True)
+    write_json(run / "config.json", {"method": METHOD, "args": vars(args), "versions": versions, "commit": commit})
+    return run
+
+
+def train(args):
+    task, run = aib_envs.get_task(args.env_id), make_run(args)
+    torch.manual_seed(args.seed)
+    rng = np.random.default_rng(args.seed)
+    device = torch.device("cuda" if torch.cuda.is_available() and args.cuda else "cpu")
+
+    envs = aib_envs.make_vec(args.env_id, aib_envs.context_set(args.env_id, "train"))
+    eval_envs = aib_envs.make_eval_envs(args.env_id)
+    n, window, steps, obs_dim, act_dim = envs.num_envs, task.window, task.steps, task.obs_dim, task.act_dim
+    agent = Agent(obs_dim, act_dim, args).to(device)
+    history = aib_envs.History(n, window, steps, obs_dim, act_dim)
+    buffer = ReplayBuffer(n, args.buffer_size, window, steps, obs_dim, act_dim, device)
+
+    pause = 0.1 if sys.stderr.isatty() else 30  # seconds between refreshes: a log file needs no animation
+    bar = tqdm(total=args.total_timesteps, desc=f"{METHOD} {args.env_id}", unit="update", mininterval=pause)
+    global_step, env_steps, episode, losses = 0, 0, 0, {}
+    seconds, clock = dict.fromkeys(("act", "env", "sample", "update", "eval"), 0.0), time.perf_counter()
+
+    def lap(part):
+        nonlocal clock
+        clock, since = time.perf_counter(), clock
+        seconds[part] += clock - since
+
+    def evaluate(rollouts):
+        """The benchmark's protocol with the deterministic policy; writes and shows one line of metrics."""
+        returns = aib_envs.evaluate(eval_envs, lambda *x: agent.act(*x, training=False), window, rollouts)
+        lap("eval")
+        metrics = {
+            "global_step": global_step,
+            "env_steps": env_steps,
+            "aer": {split: r.mean() for split, r in returns.items()},
+            "returns": {split: r.mean(1).tolist() for split, r in returns.items()},
+            "losses": {name: loss.item() for name, loss in losses.items()},
+            "alpha": agent.log_alpha.exp().item(),
+            "seconds": {part: round(value, 2) for part, value in seconds.items()},
+        }
+        with open(run / "metrics.jsonl", "a") as file:
+            file.write(json.dumps(metrics) + "\n")
+        aer = ", ".join(f"{split} {value:.1f}" for split, value in metrics["aer"].items())
+        bar.write(f"step {global_step}: AER {aer}")
+        bar.set_postfix_str(aer)
+        return returns
+
+    while global_step < args.total_timesteps:
+        # One episode in all training contexts, in lockstep. It begins with a warm-up (t < 0), which fills the window.
+        history.begin()
+        for t in range(-window, steps):
+            if t in (-window, 0):
+                obs, _ = envs.reset(seed=aib_envs.reset_seeds(n, 0, args.seed, episode, int(t < 0)))
+            actions = rng.uniform(-1, 1, (n, act_dim)).astype(np.float32)
+            learning = episode * steps + max(t, 0) >= args.learning_starts
+            if learning:
+                actions = agent.act(obs, history, training=True)
+            lap("act")
+            next_obs, rewards, _, _, infos = envs.step(actions)
+            history.add(obs, actions, rewards, next_obs, infos["diverged"])
+            obs, env_steps = next_obs, env_steps + n
+            lap("env")
+            if t < 0 or not learning:
+                continue
+
+            if global_step % args.eval_every == 0:
+                evaluate(rollouts=1)
+            batch = buffer.sample(args.batch_size)
+            lap("sample")
+            losses |= agent.update(*batch, global_step)
+            lap("update")
+            global_step += 1
+            bar.update()
+            if global_step == args.total_timesteps:
+                break
+        buffer.add(history)
+        episode += 1
+
+    returns = {split: r.tolist() for split, r in evaluate(rollouts=10).items()}  # [20 contexts, 10 rollouts] each
+    bar.close()
+    torch.save(agent.state_dict(), run / "agent.pt")
+    contexts = {split: aib_envs.context_set(args.env_id, split) for split in aib_envs.SPLITS}
+    write_json(run / "results.json", {"method": METHOD, "args": vars(args), "contexts": contexts, "returns": returns})
+    print(f"results: {run / 'results.json'}")
+
+
+if __name__ == "__main__":
+    try:
+        train(parse_args())
+    except OSError as error:  # the run's directory cannot be written
+        fail(error)
