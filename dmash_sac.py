@@ -41,7 +41,8 @@ class Args:
     total_timesteps: int | None = None  # vector steps (one in every context) = gradient steps; default: the task's own
     cuda: bool = True  # use a GPU if there is one
     run_dir: Path = Path("runs")  # where the run's own directory is made
-    eval_every: int = 5_000  # steps between evaluations (1 rollout per context; the last evaluation takes 10)
+    eval_every: int = 5_000  # steps between evaluations with 1 rollout per context
+    eval_rollouts: int = 10  # rollouts per context of the last evaluation
     learning_starts: int = 5_000  # vector steps with random actions that come before the first gradient step
     buffer_size: int = 100_000  # transitions per context in the replay buffer
     batch_size: int = 256  # transitions per gradient step
@@ -128,8 +129,7 @@ class Encoder(nn.Module):
         if self.training:  # hide whole vectors, independently for each time step and part
             parts = [x * (torch.rand(*x.shape[:2], 1, device=x.device) >= self.mask_prob) for x in parts]
         x = avg_l1_norm(self.embed(torch.cat(parts, dim=-1)))
-        _, (hidden, _) = self.lstm(x)
-        return sim_norm(self.head(hidden[-1]))
+        return sim_norm(self.head(self.lstm(x)[0][:, -1]))  # of the last hidden state
 
 
 # --------------------------------- Hypernetwork (eta) and the adapter that it generates -------------------------------
@@ -434,7 +434,7 @@ def train(args):
         buffer.add(history)
         episode += 1
 
-    returns = {split: r.tolist() for split, r in evaluate(rollouts=10).items()}  # [20 contexts, 10 rollouts] each
+    returns = {split: r.tolist() for split, r in evaluate(args.eval_rollouts).items()}  # [20, rollouts]
     bar.close()
     torch.save(agent.state_dict(), run / "agent.pt")
     contexts = {split: aib_envs.context_set(args.env_id, split) for split in aib_envs.SPLITS}

@@ -1,0 +1,433 @@
+"""The benchmark: tasks against the environments that they are built on, closed forms, context sets, protocol."""
+
+import logging
+import math
+
+import gymnasium as gym
+import mujoco
+import numpy as np
+import pytest
+from dm_control import suite
+from dm_control.suite import cartpole, cheetah, reacher
+from gymnasium.utils.env_checker import check_env
+from lxml import etree
+
+import aib_envs
+
+IDS = [env_id for env_id in aib_envs.TASKS if not env_id.startswith("ODE-")] + ["ODE-1", "ODE-5", "ODE-20"]
+SUITE = {
+    "Cartpole": ("cartpole", "balance"),
+    "Cheetah": ("cheetah", "run"),
+    "Reacher-E": ("reacher", "easy"),
+    "Reacher-H": ("reacher", "hard"),
+    "Reacher-H-Perm": ("reacher", "hard"),
+    "BallInCup": ("ball_in_cup", "catch"),
+    "Walker": ("walker", "walk"),
+}
+GYM = {"WalkerGym": "Walker2d-v5", "HopperGym": "Hopper-v5"}
+
+
+def make(env_id, context=None, **kwargs):
+    return gym.make(f"AIB/{env_id}-v0", context=context, **kwargs).unwrapped
+
+
+def actions_for(env, count, seed=0):
+    return np.random.default_rng(seed).uniform(-1, 1, (count, *env.action_space.shape)).astype(np.float32)
+
+
+def rollout(env, actions, seed=7):
+    """Observations and rewards of a whole action sequence."""
+    obs, _ = env.reset(seed=seed)
+    steps = [env.step(action)[:2] for action in actions]
+    return np.stack([obs, *(o for o, _ in steps)]), np.array([r for _, r in steps])
+
+
+# ------------------------------------------------------- gymnasium ----------------------------------------------------
+
+
+@pytest.mark.parametrize("env_id", IDS)
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_gymnasium_checker(env_id):
+    check_env(make(env_id, aib_envs.context_set(env_id, "eval-out")[3]), skip_render_check=True)
+
+
+@pytest.mark.parametrize("env_id", ["DI", "ODE"])
+def test_time_limit_truncates_and_nothing_terminates(env_id):
+    env = gym.make(f"AIB/{env_id}-v0")
+    env.reset(seed=0)
+    ends = [env.step(env.action_space.sample())[2:4] for _ in range(aib_envs.TASKS[env_id].steps)]
+    assert not any(terminated for terminated, _ in ends)
+    assert [truncated for _, truncated in ends].index(True) == aib_envs.TASKS[env_id].steps - 1
+
+
+def test_table_has_fourteen_tasks():
+    assert len([env_id for env_id in aib_envs.TASKS if not env_id.startswith("ODE-")]) + 1 == 14
+    assert [env_id for env_id in aib_envs.TASKS if env_id.startswith("ODE-")] == [f"ODE-{k}" for k in range(1, 21)]
+
+
+# ------------------------------------ the default context is the original environment ---------------------------------
+
+
+@pytest.mark.parametrize("env_id", SUITE)
+def test_default_context_is_the_suite_task(env_id):
+    env, original = make(env_id), suite.load(*SUITE[env_id], task_kwargs={"random": 7})
+    obs, _ = env.reset(seed=7)
+    timestep = original.reset()
+    assert aib_envs.TASKS[env_id].steps == round(original._step_limit)
+    for action in actions_for(env, 100):
+        expected = np.concatenate([np.ravel(part) for part in timestep.observation.values()])
+        assert np.array_equal(obs, expected.astype(np.float32))
+        for name in ("qpos", "qvel", "act", "ctrl"):
+            assert np.array_equal(getattr(env.data, name), getattr(original.physics.data, name))
+        obs, reward, *_ = env.step(action)
+        timestep = original.step(action)
+        assert reward == timestep.reward
+
+
+@pytest.mark.parametrize("env_id", GYM)
+def test_default_context_is_the_gymnasium_environment(env_id):
+    env, original = make(env_id), gym.make(GYM[env_id], terminate_when_unhealthy=False).unwrapped
+    obs, _ = env.reset(seed=7)
+    expected, _ = original.reset(seed=7)
+    for action in actions_for(env, 100):
+        assert np.array_equal(obs, expected.astype(np.float32))
+        assert np.array_equal(env.data.qpos, original.data.qpos) and np.array_equal(env.data.qvel, original.data.qvel)
+        obs, reward, *_ = env.step(action)
+        expected, expected_reward, *_ = original.step(action)
+        assert reward == expected_reward
+
+
+@pytest.mark.parametrize("env_id", ["DI", "Cartpole", "Cheetah", "Reacher-E", "Reacher-H"])
+def test_inversion_mirrors_the_actions_exactly(env_id):
+    plus, minus = make(env_id, {"inversion": 1}), make(env_id, {"inversion": -1})
+    actions = actions_for(plus, 100)
+    obs, rewards = rollout(plus, actions)
+    mirrored_obs, mirrored_rewards = rollout(minus, -actions)
+    assert np.array_equal(obs, mirrored_obs) and np.array_equal(rewards, mirrored_rewards)
+    assert not np.array_equal(obs, rollout(minus, actions)[0])
+
+
+@pytest.mark.parametrize("env_id", ["DI-Perm", "Reacher-H-Perm"])
+def test_permutation_swaps_the_actions_exactly(env_id):
+    straight, swapped = make(env_id, {"permutation": 0}), make(env_id, {"permutation": 1})
+    actions = actions_for(straight, 100)
+    obs, rewards = rollout(straight, actions)
+    swapped_obs, swapped_rewards = rollout(swapped, actions[:, ::-1])
+    assert np.array_equal(obs, swapped_obs) and np.array_equal(rewards, swapped_rewards)
+    assert not np.array_equal(obs, rollout(swapped, actions)[0])
+
+
+# ------------------------------------------------------ context sets --------------------------------------------------
+
+
+@pytest.mark.parametrize("env_id", aib_envs.TASKS)
+def test_context_sets_are_disjoint_in_the_continuous_dimensions(env_id):
+    dimensions = aib_envs.TASKS[env_id].dimensions
+    sets = {split: aib_envs.context_set(env_id, split) for split in aib_envs.SPLITS}
+    for split, contexts in sets.items():
+        assert len(contexts) == 20 and contexts == aib_envs.context_set(env_id, split)
+        assert len({tuple(context.values()) for context in contexts}) == 20
+        assert all(list(context) == [dimension.key for dimension in dimensions] for context in contexts)
+    for dimension in dimensions:
+        train, inside, outside = ({context[dimension.key] for context in sets[split]} for split in aib_envs.SPLITS)
+        if dimension.values:
+            assert train == inside == outside == set(dimension.values)
+            continue
+        (a, b), (outer_a, outer_b) = dimension.inner, dimension.outer
+        assert not train & inside and not train & outside and not inside & outside
+        assert all(a <= value <= b for value in train) and all(a < value < b for value in inside)
+        assert all(outer_a <= value < a or b < value <= outer_b for value in outside)
+
+
+def test_context_sets_have_the_published_values():
+    rows = lambda env_id, split: [tuple(context.values()) for context in aib_envs.context_set(env_id, split)]
+    assert rows("DI", "train")[:3] == [(0.5, -1), (0.5408, 1), (0.602, -1)] and rows("DI", "train")[-1] == (1.5, 1)
+    assert rows("Walker", "train")[:3] == [(4.91, 0.5), (5.31, 1.1327), (5.91, 0.7653)]
+    assert rows("Cheetah", "eval-out")[:2] == [(0.4, -1), (0.433, 1)]
+    assert [row[0] for row in rows("ODE-1", "train")][:2] == [-5.0, -4.5918]
+    assert rows("ODE", "train") == rows("ODE-2", "train")
+    modes = [row[1] for row in rows("DI", "train")]
+    assert sorted((modes.count(-1), modes.count(1))) == [9, 11]
+
+
+def test_ode_k_draws_do_not_depend_on_global_seeds():
+    first = aib_envs.context_set("ODE-5", "train")
+    np.random.seed(123)  # noqa: NPY002
+    assert aib_envs.context_set("ODE-5", "train") == first == sorted(first, key=lambda c: tuple(c.values()))
+
+
+# ------------------------------------------------------- closed forms -------------------------------------------------
+
+
+@pytest.mark.parametrize(("mass", "friction"), [(0.5, 0.0), (1.3, 0.0), (0.7, 1.4), (1.9, 0.3)])
+def test_double_integrator_closed_form(mass, friction):
+    env = make("DI-Friction", {"mass": mass, "friction": friction}) if friction else make("DI", {"mass": mass})
+    env.reset(seed=0)
+    start, force, dt, steps = np.array([-0.9, 0.85]), np.array([0.3, -0.2]), 0.1, 12
+    env.state = np.concatenate([start, np.zeros(2)])
+    for _ in range(steps):
+        obs, *_ = env.step(force)
+    k, keep = np.arange(steps), 1 - dt * friction / mass
+    velocity = lambda n: force * dt / mass * (keep ** np.arange(n)).sum()
+    position = start + dt * sum(velocity(n) for n in k)
+    assert np.abs(np.concatenate([position, velocity(steps)])).max() < 1  # no clipping on the way
+    np.testing.assert_allclose(env.state, [*position, *velocity(steps)], rtol=1e-12)
+    np.testing.assert_allclose(obs, env.state, rtol=1e-6)
+
+
+def test_double_integrator_clips_and_rewards():
+    env = make("DI")
+    env.reset(seed=0)
+    env.state[:] = [0.06, 0.08, 0.0, 0.0]  # exactly 0.1 away, up to rounding
+    assert env.step(np.zeros(2))[1] == float(math.hypot(0.06, 0.08) <= 0.1)
+    env.state[:] = [0.1001, 0.0, 0.0, 0.0]
+    assert env.step(np.zeros(2))[1] == 0.0
+    env.state[:] = [0.0, 0.0, 1.0, 0.0]
+    assert env.step(np.zeros(2))[1] == 1.0  # position moves by the old velocity: 0.1
+    env.state[:] = [0.99, -0.99, 1.0, -1.0]
+    env.step(np.array([5.0, -5.0]))  # forces are clipped to 1, position and velocity too
+    assert env.state.tolist() == [1.0, -1.0, 1.0, -1.0]
+    for seed in range(20):
+        obs, _ = env.reset(seed=seed)
+        assert ((np.abs(obs[:2]) > 0.8) & (np.abs(obs[:2]) < 1)).all() and (obs[2:] == 0).all()
+
+
+def test_ode_closed_form():
+    context = {"c0": 1.5, "c1": -2.0, "c2": 3.0, "c3": 0.5, "c4": -4.0}
+    env = make("ODE-5", context)
+    env.reset(seed=0)
+    env.state[:] = 0.25
+    radius, angle, steps = 0.8, 2.1, 30
+    for _ in range(steps):
+        env.step(np.array([radius * math.cos(angle), radius * math.sin(angle)]))
+    rate = sum(c * radius ** (k + 1) * math.cos((k + 1) * angle) for k, c in enumerate(context.values()))
+    np.testing.assert_allclose(env.state[0], 0.25 + 0.01 * steps * rate, rtol=1e-10)
+
+
+def test_ode_rewards_and_bounds():
+    env = make("ODE-1", {"c0": 5.0})
+    env.reset(seed=0)
+    for x, reward in [(0.0, 1), (-0.06, 1 / 2), (0.15, 1 / 3), (-0.3, 1 / 4), (1.9, 0.05), (-2.1, 0)]:
+        env.state[:] = x
+        assert env.step(np.zeros(2))[1] == reward
+    env.state[:] = 19.999
+    env.step(np.array([1.0, 0.0]))
+    assert env.state[0] == 20.0
+
+
+# --------------------------------------------------------- physics ----------------------------------------------------
+
+
+def compiled(module, edit):
+    """The suite's model compiled from XML whose attributes `edit(element by tag and name)` has changed by hand."""
+    xml, assets = module.get_model_and_assets()
+    root = etree.fromstring(xml)
+    edit(lambda tag, name: next(e for e in root.iter(tag) if e.get("name") == name))
+    return mujoco.MjModel.from_xml_string(etree.tostring(root).decode(), assets)
+
+
+def scale(element, attribute, factors):
+    values = [float(x) * f for x, f in zip(element.get(attribute).split(), factors, strict=True)]
+    element.set(attribute, " ".join(repr(value) for value in values))
+
+
+def assert_same_bodies(model, expected):
+    for name in ("body_mass", "body_inertia", "body_ipos", "body_pos", "geom_pos", "geom_size", "jnt_range"):
+        np.testing.assert_allclose(getattr(model, name), getattr(expected, name), rtol=1e-12, atol=1e-14, err_msg=name)
+
+
+def test_cheetah_length_is_the_hand_edited_model():
+    def edit(find):
+        for name in ("bthigh", "bshin", "bfoot", "fthigh", "fshin", "ffoot"):
+            scale(find("geom", name), "pos", (1.2, 1, 1.2))
+            scale(find("geom", name), "size", (1, 1.2))
+        for name in ("bshin", "bfoot", "fshin", "ffoot"):
+            scale(find("body", name), "pos", (1.2, 1, 1.2))
+
+    longer, default = make("Cheetah", {"length": 1.2}).model, make("Cheetah").model
+    assert_same_bodies(longer, compiled(cheetah, edit))
+    leg = mujoco.mj_name2id(longer, mujoco.mjtObj.mjOBJ_BODY, "bshin")
+    assert longer.body_inertia[leg].max() > 1.3 * default.body_inertia[leg].max()
+    np.testing.assert_allclose(longer.body_mass.sum(), 14)  # the suite fixes the total mass
+
+
+def test_reacher_length_is_the_hand_edited_model():
+    def edit(find):
+        for name in ("hand", "finger"):
+            scale(find("body", name), "pos", (0.7, 1, 1))
+        for name in ("arm", "hand"):
+            scale(find("geom", name), "fromto", (1, 1, 1, 0.7, 1, 1))
+
+    assert_same_bodies(make("Reacher-E", {"length": 0.7}).model, compiled(reacher, edit))
+
+
+def test_cartpole_length_is_the_hand_edited_model():
+    def edit(find):
+        find("geom", "pole_1").set("fromto", "0 0 0 0 0 1.6")
+
+    model = make("Cartpole", {"length": 0.8}).model
+    assert_same_bodies(model, compiled(cartpole, edit))
+    np.testing.assert_allclose([model.body("pole_1").mass[0], model.body("pole_1").ipos[2]], [0.1, 0.8])
+
+
+def test_ball_in_cup_gravity_and_distance():
+    env, default = make("BallInCup", {"gravity": 12.5, "distance": 0.22}), make("BallInCup")
+    assert env.model.opt.gravity.tolist() == [0, 0, -12.5] and default.model.opt.gravity[2] == -9.81
+    assert env.model.tendon_range.tolist() == [[0, 0.22]]
+    np.testing.assert_allclose(env.model.body("ball").pos - default.model.body("ball").pos, [0, 0, 0.08], atol=1e-15)
+
+
+@pytest.mark.parametrize("env_id", ["Walker", "WalkerGym", "HopperGym"])
+def test_gravity_and_actuator_strength(env_id):
+    env, default = make(env_id, {"gravity": 3.7, "actuator_strength": 1.4}), make(env_id)
+    assert env.model.opt.gravity.tolist() == [0, 0, -3.7]
+    assert np.array_equal(env.model.actuator_gear, 1.4 * default.model.actuator_gear)
+    env.reset(seed=0)
+    default.reset(seed=0)
+    env.step(actions_for(env, 1)[0])
+    default.step(actions_for(env, 1)[0])
+    torque = env.data.qfrc_actuator[3:], default.data.qfrc_actuator[3:]
+    np.testing.assert_allclose(torque[0], 1.4 * torque[1], rtol=1e-12)
+
+
+# -------------------------------------------------------- divergence --------------------------------------------------
+
+
+@pytest.mark.parametrize("env_id", ["Cheetah", "Cartpole", "HopperGym", "DI", "ODE"])
+def test_divergence_holds_the_observation_and_ends_rewards(env_id, caplog, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # MuJoCo writes MUJOCO_LOG.TXT
+    env = make(env_id)
+    env.reset(seed=1)
+    zero = np.zeros(env.action_space.shape, np.float32)
+    held, _, _, _, info = env.step(zero)
+    assert info == {"diverged": False}
+    if hasattr(env, "state"):
+        env.state[:] = np.nan
+    else:
+        env.data.qvel[:] = np.inf
+    with caplog.at_level(logging.WARNING, "aib_envs"):
+        for _ in range(3):
+            obs, reward, terminated, truncated, info = env.step(zero)
+            assert np.array_equal(obs, held) and reward == 0.0 and info == {"diverged": True}
+            assert not terminated and not truncated
+    assert len(caplog.records) == 1 and env_id in caplog.text
+    obs, info = env.reset(seed=1)
+    assert info == {"diverged": False} and env.step(zero)[4] == {"diverged": False}
+    assert np.array_equal(rollout(env, [zero], seed=1)[0][1], held)  # nothing of it is left
+
+
+# --------------------------------------------------------- bad input --------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: aib_envs.get_task("Cheeta"), r"unknown task 'Cheeta' \(did you mean Cheetah\?\); allowed: DI, "),
+        (lambda: aib_envs.get_task("ODE-21"), "allowed: .*ODE-20"),
+        (lambda: aib_envs.context_set("DI", "eval"), "unknown split 'eval'.* allowed: train, eval-in, eval-out"),
+        (lambda: make("DI", {"mas": 1.0}), r"'mas' \(did you mean mass\?\); allowed: mass, inversion"),
+        (lambda: make("DI", {"gravity": 1.0}), "allowed: mass, inversion"),
+        (lambda: make("DI", {"mass": math.nan}), "mass must be a finite number"),
+        (lambda: make("DI", {"mass": -1.0}), "mass must be a finite number >= 0.001"),
+        (lambda: make("DI", {"mass": "heavy"}), "mass must be a finite number"),
+        (lambda: make("DI", {"inversion": 0}), "inversion must be -1 or 1"),
+        (lambda: make("DI-Perm", {"permutation": 2}), "permutation must be 0 or 1"),
+        (lambda: make("Cheetah", {"length": 0.0}), "length must be"),
+        (lambda: make("Walker", {"gravity": -9.81}), "gravity must be a finite number >= 0"),
+        (lambda: make("Walker", {"actuator_strength": math.inf}), "actuator_strength must be a finite number"),
+        (lambda: make("DI", observe_context="yes"), "allowed: raw, scaled"),
+        (lambda: make("DI").step(np.zeros(3)), r"shape \(2,\)"),
+    ],
+)
+def test_bad_input_gets_one_clear_line(call, message):
+    with pytest.raises(ValueError, match=message) as error:
+        call()
+    assert "\n" not in str(error.value)
+
+
+# -------------------------------------------------------- true context ------------------------------------------------
+
+
+def test_context_can_be_observed_raw_and_scaled():
+    context = {"mass": 2.0, "inversion": -1}
+    plain, raw, scaled = (make("DI", context, observe_context=mode) for mode in (None, "raw", "scaled"))
+    obs = [env.reset(seed=3)[0] for env in (plain, raw, scaled)]
+    assert [o.shape for o in obs] == [(4,), (6,), (6,)] and all(np.array_equal(obs[0], o[:4]) for o in obs)
+    assert obs[1][4:].tolist() == [2.0, -1.0] and obs[2][4:].tolist() == [1.0, -1.0]
+    assert aib_envs.context_vector("DI", {"mass": 0.1, "inversion": 1}, scaled=True).tolist() == [-1.0, 1.0]
+    assert raw.step(np.zeros(2))[0][4:].tolist() == [2.0, -1.0]
+
+
+# --------------------------------------------------- vector env, protocol ---------------------------------------------
+
+
+def test_vector_env_steps_every_context_as_it_would_alone():
+    contexts = aib_envs.context_set("Cartpole", "eval-out")[:4]
+    envs, seeds = aib_envs.make_vec("Cartpole", contexts), aib_envs.reset_seeds(4, 5)
+    obs, _ = envs.reset(seed=seeds)
+    actions = np.random.default_rng(0).uniform(-1, 1, (30, 4, 1)).astype(np.float32)
+    all_obs = np.stack([obs, *(envs.step(a)[0] for a in actions)])
+    for i, context in enumerate(contexts):
+        assert np.array_equal(all_obs[:, i], rollout(make("Cartpole", context), actions[:, i], seeds[i])[0])
+
+
+def test_history_window_is_strictly_past():
+    k, steps, rng = 4, 12, np.random.default_rng(0)
+    envs = aib_envs.make_vec("ODE", aib_envs.context_set("ODE", "train")[:3])
+    history = aib_envs.History(3, k, steps, 1, 2)
+    for episode in range(2):  # nothing of the first one may show in the second
+        history.begin()
+        log = [(np.zeros((3, 1)), np.zeros((3, 2)), np.zeros((3, 1)))] * k  # before the warm-up
+        for t in range(-k, steps):
+            if t in (-k, 0):
+                obs, _ = envs.reset(seed=[100 * episode + t + 10] * 3)
+            for seen, expected in zip(history.window(np.arange(k)[None]), zip(*log[-k:], strict=True), strict=True):
+                assert np.array_equal(seen, np.stack(expected, 1))
+            actions = rng.uniform(-1, 1, (3, 2)).astype(np.float32)
+            next_obs, rewards, *_, infos = envs.step(actions)
+            history.add(obs, actions, rewards, next_obs, infos["diverged"])
+            log.append((obs, actions, next_obs - obs))
+            obs = next_obs
+        assert history.lengths.tolist() == [steps] * 3 and np.array_equal(history.obs[:, -1], obs)
+    positions = np.array([[3, 0], [1, 2], [2, 2]])  # each environment its own
+    for part, column in zip(history.window(positions), zip(*log[-k:], strict=True), strict=True):
+        assert all(np.array_equal(part[i, j], column[positions[i, j]][i]) for i in range(3) for j in range(2))
+
+
+def test_evaluation_protocol():
+    envs, calls = aib_envs.make_eval_envs("DI"), []
+
+    def policy(obs, history):
+        calls.append((history.t, obs.copy()))
+        return np.zeros((60, 2), np.float32)
+
+    with_window = aib_envs.evaluate(envs, policy, 24, 2)
+    starts = [obs for t, obs in calls if t == 0]
+    assert [t for t, _ in calls] == [*range(-24, 100)] * 2 and len(starts) == 2
+    assert not np.array_equal(starts[0], starts[1])  # rollouts differ
+    assert len(np.unique(starts[0][:, 0])) == 60  # contexts and sets differ
+    calls.clear()
+    without = aib_envs.evaluate(envs, policy, 0, 2)
+    assert all(np.array_equal(a, b) for a, b in zip(starts, [obs for t, obs in calls if t == 0], strict=True))
+    for returns in (with_window, without):
+        assert list(returns) == list(aib_envs.SPLITS) and all(r.shape == (20, 2) for r in returns.values())
+
+
+def test_evaluation_counts_the_rewards_of_the_episode_only():
+    envs = aib_envs.make_eval_envs("ODE-1")
+
+    def policy(obs, history):  # x' = x + 0.01 c Re(a): stays where it is in the warm-up, then goes to 0
+        c = np.array([env.unwrapped.context["c0"] for env in envs.envs])
+        a = np.clip(-obs[:, 0] / (0.01 * c), -1, 1) * (history.t >= 0)
+        return np.stack([a, np.zeros(60)], 1).astype(np.float32)
+
+    returns = np.concatenate(list(aib_envs.evaluate(envs, policy, 24, 1).values()))[:, 0]
+    assert returns.max() <= 200 and returns.max() > 150  # 224 steps would show as more than 200
+    slow = np.abs([env.unwrapped.context["c0"] for env in envs.envs]) > 4
+    assert returns[slow].min() > 100
+
+
+def test_reset_seeds_depend_on_key_and_index_only():
+    seeds = aib_envs.reset_seeds(60, 1, 0, 0)
+    assert seeds == aib_envs.reset_seeds(60, 1, 0, 0) and len(set(seeds)) == 60
+    assert seeds[:20] == aib_envs.reset_seeds(20, 1, 0, 0) != aib_envs.reset_seeds(20, 1, 0, 1)

@@ -1,0 +1,100 @@
+"""Every script end to end, as a user starts it."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parent.parent
+SCRIPTS = ["dmash_sac.py"]
+
+
+def run(script, *flags, cwd):
+    """The finished process of `python script flags`, in a directory of its own."""
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(ROOT / script), *map(str, flags)]
+    return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=900, check=False)
+
+
+def finished_run(process, cwd):
+    """The only run's directory of a process that ended well and printed nothing of other people."""
+    assert process.returncode == 0, process.stderr
+    assert "Warning" not in process.stderr + process.stdout and "Traceback" not in process.stderr
+    (directory,) = (cwd / "runs").iterdir()
+    return directory
+
+
+def metrics_of(directory):
+    return [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("env_id", ["DI", "Cheetah", "WalkerGym"])
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_script_trains_and_evaluates(script, env_id, tmp_path):
+    starts = 300 if env_id == "DI" else 1000
+    flags = ("--total-timesteps", 200, "--learning-starts", starts, "--eval-every", 100, "--eval-rollouts", 1)
+    process = run(script, "--env-id", env_id, *flags, cwd=tmp_path)
+    directory = finished_run(process, tmp_path)
+    metrics = metrics_of(directory)
+    assert [m["global_step"] for m in metrics] == [0, 100, 200]
+    for m in metrics:
+        assert list(m["aer"]) == ["train", "eval-in", "eval-out"] and all(len(r) == 20 for r in m["returns"].values())
+        assert f"step {m['global_step']}: AER train {m['aer']['train']:.1f}, eval-in " in process.stdout
+    config = json.loads((directory / "config.json").read_text())
+    assert config["args"]["env_id"] == env_id and config["args"]["total_timesteps"] == 200
+    results = json.loads((directory / "results.json").read_text())
+    assert results["method"] == config["method"] == directory.name.split("__")[1]
+    for split, aer in metrics[-1]["aer"].items():
+        rollouts = [sum(row) / len(row) for row in results["returns"][split]]
+        assert sum(rollouts) / 20 == pytest.approx(aer) and len(results["contexts"][split]) == 20
+    assert torch.load(directory / "agent.pt", weights_only=True)
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_same_seed_gives_the_same_metrics(script, tmp_path):
+    def metrics(name, seed):
+        flags = ("--total-timesteps", 150, "--learning-starts", 200, "--eval-every", 50, "--eval-rollouts", 2)
+        (tmp_path / name).mkdir()
+        process = run(script, "--env-id", "ODE", "--seed", seed, *flags, cwd=tmp_path / name)
+        return [
+            {k: v for k, v in m.items() if k != "seconds"} for m in metrics_of(finished_run(process, tmp_path / name))
+        ]
+
+    first = metrics("first", 1)
+    assert first == metrics("again", 1) and first != metrics("other", 2)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--env-id", "Cheeta"], "unknown task 'Cheeta' (did you mean Cheetah?)"),
+        (["--env-id", "ODE-21"], "allowed: DI, DI-Friction"),
+        (["--total-timestep", "5"], "--total-timesteps"),
+        (["--total-timesteps", "many"], "invalid literal for int() with base 10: 'many'"),
+        (["--total-timesteps", "0"], "--total-timesteps must be from 1"),
+        (["--gamma", "nan"], "--gamma must be from 0 to 1"),
+        (["--mask-prob", "1.5"], "--mask-prob must be from 0 to 1"),
+        (["--q-lr", "inf"], "--q-lr must be from 0 to 1"),
+        (["--learning-starts", "50"], "--learning-starts must be from 100"),
+        (["--env-id", "Cheetah", "--buffer-size", "999"], "--buffer-size must be from 1000"),
+        (["--seed", "-1"], "--seed must be from 0"),
+        (["Cheetah"], "Unrecognized options: Cheetah"),
+        (["--run-dir", "/dev/null/runs"], "/dev/null"),
+    ],
+)
+def test_bad_input_gets_one_clear_line(flags, message, tmp_path):
+    process = run(SCRIPTS[0], *flags, cwd=tmp_path)
+    assert process.returncode == 2 and message in process.stderr
+    assert len(process.stderr.splitlines()) == 1 and process.stderr.startswith(SCRIPTS[0]) and not process.stdout
+    assert not list(tmp_path.iterdir())
+
+
+def test_help_explains_every_flag(tmp_path):
+    process = run(SCRIPTS[0], "--help", cwd=tmp_path)
+    assert process.returncode == 0 and "(default: None)" in process.stdout
+    for text in ("the task's own", "use a GPU if there is one", "smoothing coefficient", "--no-cuda", "--mask-prob"):
+        assert text in process.stdout
