@@ -3,11 +3,7 @@
 The agent meets a world whose dynamics (context) change from episode to episode, and nobody tells it how. A recurrent
 encoder turns the last K transitions into a small vector z; ONE hypernetwork turns z into adapter weights omega that are
 shared by the dynamics model, the policy and both Q-functions. Encoder and hypernetwork learn from predicting the
-dynamics alone: the RL losses see omega as a constant.
-
-    python dmash_sac.py --env-id DI
-
-In the paper's symbols: encoder phi, dynamics model theta, hypernetwork eta, policy xi, Q-functions zeta.
+dynamics alone: the RL losses see omega as a constant. Start it with: python dmash_sac.py --env-id DI
 """
 
 import contextlib
@@ -22,7 +18,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 import tyro
@@ -50,19 +45,20 @@ class Args:
     tau: float = 0.005  # smoothing coefficient of the target networks
     policy_lr: float = 3e-4  # learning rate of the policy
     q_lr: float = 1e-3  # learning rate of the Q-functions and the temperature
-    dynamics_lr: float = 3e-4  # learning rate of dynamics model, encoder and hypernetwork
+    dynamics_lr: float = 3e-4  # learning rate of what the dynamics loss trains
     mask_prob: float = 0.4  # probability with which the encoder's inputs are masked in training
+    normalise: bool = True  # AvgL1Norm at the encoder's input and SimNorm at its end
+    detach_critic: bool = True  # is omega a constant for the critics' loss? (ablation)
+    detach_actor: bool = True  # is omega a constant for the policy's loss? (ablation)
 
 
-METHOD = "DMAstar-SH"
 POLICY_FREQUENCY = 2  # the policy is updated every second gradient step, twice
-LOG_STD_MIN, LOG_STD_MAX = -5, 2
-WIDTH, Z_DIM, BOTTLENECK, FEATURES = (
-    256,
-    8,
-    32,
-    64,
-)  # sizes of trunks, z, adapters and the hypernetwork's chunk features
+WIDTH, Z_DIM = 256, 8  # sizes of the networks' layers and of z
+
+
+def method_name(args):
+    name = "DMAstar-SH" if args.normalise or args.mask_prob > 0 else "DMA-SH"
+    return name + "-nodetach-critic" * (not args.detach_critic) + "-nodetach-actor" * (not args.detach_actor)
 
 
 def fail(message):
@@ -117,28 +113,29 @@ def sim_norm(x):
 class Encoder(nn.Module):
     """Transitions (s, a, ds = s' - s) of the window -> z [batch, 8], entries in [0, 1]."""
 
-    def __init__(self, obs_dim, act_dim, mask_prob):
+    def __init__(self, obs_dim, act_dim, mask_prob, normalise):
         super().__init__()
         self.embed = nn.Linear(2 * obs_dim + act_dim, 32, bias=False)
         self.lstm = nn.LSTM(32, 32, batch_first=True)
         self.head = nn.Linear(32, Z_DIM, bias=False)
-        self.mask_prob = mask_prob
+        self.mask_prob, self.normalise = mask_prob, normalise
 
     def forward(self, obs, actions, deltas):  # each [batch, time, dim]
         parts = [obs, actions, deltas]
         if self.training:  # hide whole vectors, independently for each time step and part
             parts = [x * (torch.rand(*x.shape[:2], 1, device=x.device) >= self.mask_prob) for x in parts]
-        x = avg_l1_norm(self.embed(torch.cat(parts, dim=-1)))
-        return sim_norm(self.head(self.lstm(x)[0][:, -1]))  # of the last hidden state
+        x = self.embed(torch.cat(parts, dim=-1))
+        x = self.lstm(avg_l1_norm(x) if self.normalise else x)[0][:, -1]  # the last hidden state
+        return sim_norm(self.head(x)) if self.normalise else self.head(x)
 
 
 # --------------------------------- Hypernetwork (eta) and the adapter that it generates -------------------------------
 # Eq. 3: the adapter turns the trunk's features x [256] into ReLU(x + W_up ReLU(W_down x + b_down) + b_up), with W_down
-# [32, 256] and W_up [256, 32]. These 16,672 numbers are generated in 33 chunks of 512. Chunk j has a learned embedding
-# e_j and features f_j = MLP([z; e_j]) [64]; one linear head (M, m), shared by all chunks, makes M f_j + m of them:
+# [32, 256] and W_up [256, 32]: 16,672 numbers, generated in 33 chunks of 512 (the last has 224 to spare). Chunk j has a
+# learned embedding e_j and features f_j = MLP([z; e_j]) [64]; one linear head for all chunks makes M f_j + m of them:
 #     chunks 0 ... 15: two rows of W_down each;  chunks 16 ... 31: 16 rows of W_up each;  chunk 32: b_down and b_up.
-# The matrices are never built. A generated matrix times x is linear in (M, m) and in f_j, so x meets the head first, in
-# one product for the whole batch, and then each sample's own f_j: a tenth of the work for the same function.
+# The matrices are never built. (M f_j + m) x is linear in (M, m) and in f_j, so x meets the head first, in one product
+# for the whole batch, and what comes out meets each sample's own f_j. The same function, several times faster.
 
 
 class Omega(NamedTuple):
@@ -151,36 +148,31 @@ class Omega(NamedTuple):
     weight: torch.Tensor  # [512, 64], the head's M
     bias: torch.Tensor  # [512], the head's m
 
-    def detach(self):
-        return Omega(*(x.detach() for x in self))
-
 
 class Hypernetwork(nn.Module):
-    """z [batch, 8] -> omega."""
+    """What is known about the context [batch, inputs] -> omega."""
 
-    def __init__(self):
+    def __init__(self, inputs):
         super().__init__()
-        self.chunks = nn.Parameter(torch.randn(33, 8))
-        self.first, self.second = nn.Linear(Z_DIM + 8, FEATURES), nn.Linear(FEATURES, FEATURES)
-        self.head = nn.Linear(FEATURES, 512)
+        self.embeddings = nn.Parameter(torch.randn(33, 8))
+        self.first, self.second, self.head = nn.Linear(inputs + 8, 64), nn.Linear(64, 64), nn.Linear(64, 512)
 
     def forward(self, z):
-        of_z, of_chunk = self.first.weight.split(
-            [Z_DIM, 8], dim=1
-        )  # first([z; e_j]): what z adds is the same for all j
-        x = F.relu(F.linear(z, of_z, self.first.bias)[:, None] + F.linear(self.chunks, of_chunk))  # [batch, 33, 64]
+        of_z, of_e = (
+            self.first.weight[:, :-8],
+            self.first.weight[:, -8:],
+        )  # first([z; e_j]), the part of z once for all j
+        x = F.relu(F.linear(z, of_z, self.first.bias)[:, None] + F.linear(self.embeddings, of_e))  # [batch, 33, 64]
         down, up, last = F.relu(self.second(x)).split([16, 16, 1], dim=1)
-        b_down, b_up, _ = self.head(last[:, 0]).split([BOTTLENECK, WIDTH, 512 - BOTTLENECK - WIDTH], dim=1)
+        b_down, b_up, _ = self.head(last[:, 0]).split([32, 256, 224], dim=1)
         return Omega(down, up, b_down, b_up, self.head.weight, self.head.bias)
 
 
 def generated_linear(x, features, weight, bias):
-    """Each sample's own generated matrix times its x [batch, in]: [batch, chunks * rows].
-
-    Chunk j of the matrix is weight @ features[:, j] + bias, read as [rows, in].
-    """
-    through_head = x @ weight.view(-1, x.shape[1], FEATURES).permute(1, 2, 0).flatten(1)  # [batch, 64 * rows]
-    out = features @ through_head.unflatten(1, (FEATURES, -1))  # [batch, chunks, rows]
+    """Each sample's own generated matrix times its x [batch, in] -> [batch, chunks * rows]. Chunk j of the matrix is
+    weight @ features[:, j] + bias, read as [rows, in]."""
+    through_head = x @ weight.view(-1, x.shape[1], 64).permute(1, 2, 0).flatten(1)  # [batch, 64 * rows]
+    out = features @ through_head.unflatten(1, (64, -1))  # [batch, chunks, rows]
     return (out + F.linear(x, bias.view(-1, x.shape[1]))[:, None]).flatten(1)
 
 
@@ -190,31 +182,31 @@ def adapt(x, omega):
     return F.relu(x + generated_linear(hidden, omega.up, omega.weight, omega.bias) + omega.b_up)
 
 
-# ------------------- Adapted networks: dynamics model (theta), policy (xi) and Q-functions (zeta) ---------------------
+# ------------------------ Networks: dynamics model (theta), policy (xi) and Q-functions (zeta) ------------------------
 
 
-class AdaptedMLP(nn.Module):
-    """Trunk of two layers, generated adapter, head. The trunk ends without an activation, the adapter with a ReLU."""
+class MLP(nn.Module):
+    """Trunk, generated adapter, head. The trunk ends without an activation, the adapter with a ReLU."""
 
     def __init__(self, inputs, outputs):
         super().__init__()
         self.trunk = nn.Sequential(nn.Linear(inputs, WIDTH), nn.ReLU(), nn.Linear(WIDTH, WIDTH))
         self.head = nn.Linear(WIDTH, outputs)
 
-    def forward(self, *inputs, omega):  # inputs [batch, ...] -> [batch, outputs]
-        return self.head(adapt(self.trunk(torch.cat(inputs, dim=1)), omega))
+    def forward(self, x, omega):  # [batch, inputs] -> [batch, outputs]
+        return self.head(adapt(self.trunk(x), omega))
 
 
-class Actor(AdaptedMLP):
+class Actor(MLP):
     """Gaussian policy, squashed into (-1, 1) by tanh. The head gives mean and log standard deviation."""
 
-    def forward(self, obs, omega):
-        mean, log_std = super().forward(obs, omega=omega).chunk(2, dim=1)
-        return mean, LOG_STD_MIN + 0.5 * (LOG_STD_MAX - LOG_STD_MIN) * (torch.tanh(log_std) + 1)
+    def forward(self, obs, context):
+        mean, log_std = super().forward(obs, context).chunk(2, dim=1)
+        return mean, -5 + 3.5 * (torch.tanh(log_std) + 1)  # log standard deviation in [-5, 2]
 
-    def get_action(self, obs, omega):
+    def get_action(self, obs, context):
         """A sampled action [batch, act_dim] and its log-probability [batch]."""
-        mean, log_std = self(obs, omega)
+        mean, log_std = self(obs, context)
         normal = torch.distributions.Normal(mean, log_std.exp(), validate_args=False)
         x = normal.rsample()
         action = torch.tanh(x)
@@ -226,14 +218,14 @@ class Actor(AdaptedMLP):
 
 
 class ReplayBuffer:
-    """Finished episodes of all contexts with their warm-up, every observation once, laid out as in aib_envs.History."""
+    """Finished episodes of all contexts, laid out as in aib_envs.History: obs holds the warm-up's K + 1 observations,
+    then the episode's T + 1; actions the warm-up's K, then the episode's T."""
 
-    def __init__(self, num_envs, buffer_size, window, steps, obs_dim, act_dim, device):
-        self.window_size, self.episodes, self.added = window, buffer_size // steps, 0
-        self.obs = torch.zeros(num_envs, self.episodes, window + steps + 2, obs_dim, device=device)
-        self.actions = torch.zeros(num_envs, self.episodes, window + steps, act_dim, device=device)
-        self.rewards = torch.zeros(num_envs, self.episodes, steps, device=device)
-        self.lengths = torch.zeros(num_envs, self.episodes, dtype=torch.long, device=device)
+    def __init__(self, history, buffer_size, device):
+        self.window_size, self.episodes, self.added = history.window_size, buffer_size // history.rewards.shape[1], 0
+        for name in ("obs", "actions", "rewards", "lengths"):
+            shape, dtype = getattr(history, name).shape, getattr(torch, getattr(history, name).dtype.name)
+            setattr(self, name, torch.zeros(shape[0], self.episodes, *shape[1:], dtype=dtype, device=device))
 
     def add(self, history):
         """Stores a finished episode, in the place of the oldest."""
@@ -252,9 +244,8 @@ class ReplayBuffer:
         t = i - self.ends[row] + self.lengths.flatten()[row]
         obs, actions, rewards = self.obs.flatten(0, 1), self.actions.flatten(0, 1), self.rewards.flatten(0, 1)
         past = t[:, None] + subsample(batch_size, k, training=True).to(device)  # step t itself is transition K + t
-        position, rows = past + (past >= k), row[:, None]
-        window_obs = obs[rows, position]
-        window = window_obs, actions[rows, past], obs[rows, position + 1] - window_obs
+        at, rows = past + (past >= k), row[:, None]  # where their observations are
+        window = obs[rows, at], actions[rows, past], obs[rows, at + 1] - obs[rows, at]
         return obs[row, k + 1 + t], actions[row, k + t], obs[row, k + 2 + t], rewards[row, t], window
 
 
@@ -266,11 +257,11 @@ class Agent(nn.Module):
         super().__init__()
         self.args, self.target_entropy = args, -act_dim
         self.window_size = aib_envs.get_task(args.env_id).window
-        self.encoder = Encoder(obs_dim, act_dim, args.mask_prob)
-        self.hypernetwork = Hypernetwork()
-        self.dynamics = AdaptedMLP(obs_dim + act_dim, obs_dim)  # predicts ds
+        self.encoder = Encoder(obs_dim, act_dim, args.mask_prob, args.normalise)
+        self.hypernetwork = Hypernetwork(Z_DIM)
+        self.dynamics = MLP(obs_dim + act_dim, obs_dim)  # predicts ds
         self.actor = Actor(obs_dim, 2 * act_dim)
-        self.qf1, self.qf2 = AdaptedMLP(obs_dim + act_dim, 1), AdaptedMLP(obs_dim + act_dim, 1)
+        self.qf1, self.qf2 = MLP(obs_dim + act_dim, 1), MLP(obs_dim + act_dim, 1)
         self.qf1_target, self.qf2_target = copy.deepcopy(self.qf1), copy.deepcopy(self.qf2)
         self.log_alpha = nn.Parameter(torch.zeros(()))
         context = [*self.encoder.parameters(), *self.hypernetwork.parameters(), *self.dynamics.parameters()]
@@ -279,51 +270,55 @@ class Agent(nn.Module):
         self.actor_optimizer = torch.optim.Adam(self.actor.parameters(), lr=args.policy_lr)
         self.alpha_optimizer = torch.optim.Adam([self.log_alpha], lr=args.q_lr)
 
+    def infer(self, window):
+        """What the networks are told about the context."""
+        return self.hypernetwork(self.encoder(*window))
+
     @torch.no_grad()
     def act(self, obs, history, training):
         """obs [n, obs_dim] -> actions [n, act_dim]: sampled in training, deterministic in evaluation (all NumPy)."""
         to = lambda x: torch.from_numpy(x).to(self.log_alpha.device)
         window = history.window(subsample(len(obs), self.window_size, training).numpy())
         self.encoder.train(training)
-        omega = self.hypernetwork(self.encoder(*map(to, window)))
-        actions = self.actor.get_action(to(obs), omega)[0] if training else torch.tanh(self.actor(to(obs), omega)[0])
+        context = self.infer(map(to, window))
+        actions = self.actor.get_action(to(obs), context)[0] if training else self.actor(to(obs), context)[0].tanh()
         return actions.cpu().numpy()
 
     def update(self, obs, actions, next_obs, rewards, window, global_step):
         """One gradient step (Algorithm 1) on a sampled batch. Returns the losses."""
-        losses = {}
-
-        # Infer z, generate omega, predict the dynamics (Eqs. 1, 2). What this loss trains takes its step at the very
-        # end, so that every loss below sees the same omega.
+        obs_actions, losses = torch.cat([obs, actions], 1), {}
+        # Predict the dynamics (Eqs. 1, 2). What this loss trains takes its step at the very end: detached or not, omega
+        # shares the hypernetwork's memory, and all losses must see the same one.
         self.encoder.train()
-        z = self.encoder(*window)
-        omega = self.hypernetwork(z)
-        losses["dynamics"] = F.mse_loss(self.dynamics(obs, actions, omega=omega), next_obs - obs)
+        omega = self.infer(window)
+        losses["dynamics"] = F.mse_loss(self.dynamics(obs_actions, omega), next_obs - obs)
         self.context_optimizer.zero_grad()
         losses["dynamics"].backward()
 
-        omega = omega.detach()  # for the RL losses omega is a constant
+        omega = Omega(*(part.detach() for part in omega))  # for the RL losses omega is a constant
 
         # Critics. Episodes end by time limit only, so the target always bootstraps.
         with torch.no_grad():
             next_actions, next_log_pi = self.actor.get_action(next_obs, omega)
-            qf1_next = self.qf1_target(next_obs, next_actions, omega=omega)
-            qf2_next = self.qf2_target(next_obs, next_actions, omega=omega)
-            next_value = torch.min(qf1_next, qf2_next).squeeze(1) - self.log_alpha.exp() * next_log_pi
-            target = rewards + self.args.gamma * next_value  # [batch]
-        qf1, qf2 = self.qf1(obs, actions, omega=omega).squeeze(1), self.qf2(obs, actions, omega=omega).squeeze(1)
-        losses["qf"] = F.mse_loss(qf1, target) + F.mse_loss(qf2, target)
+            next_obs_actions = torch.cat([next_obs, next_actions], 1)
+            qf_next = torch.min(self.qf1_target(next_obs_actions, omega), self.qf2_target(next_obs_actions, omega))
+            next_q_value = rewards + self.args.gamma * (qf_next.squeeze(1) - self.log_alpha.exp() * next_log_pi)
+        omega_q = omega if self.args.detach_critic else self.infer(window)
+        qf1, qf2 = self.qf1(obs_actions, omega_q).squeeze(1), self.qf2(obs_actions, omega_q).squeeze(1)
+        losses["qf"] = F.mse_loss(qf1, next_q_value) + F.mse_loss(qf2, next_q_value)
         self.q_optimizer.zero_grad()
         losses["qf"].backward()
         self.q_optimizer.step()
 
         # Policy and temperature
         for _ in range(POLICY_FREQUENCY if global_step % POLICY_FREQUENCY == 0 else 0):
-            pi, log_pi = self.actor.get_action(obs, omega)
-            min_qf_pi = torch.min(self.qf1(obs, pi, omega=omega), self.qf2(obs, pi, omega=omega)).squeeze(1)
+            omega_pi = omega if self.args.detach_actor else self.infer(window)
+            pi, log_pi = self.actor.get_action(obs, omega_pi)
+            obs_pi = torch.cat([obs, pi], 1)
+            min_qf_pi = torch.min(self.qf1(obs_pi, omega_pi), self.qf2(obs_pi, omega_pi)).squeeze(1)
             losses["actor"] = (self.log_alpha.exp().detach() * log_pi - min_qf_pi).mean()
             self.actor_optimizer.zero_grad()
-            losses["actor"].backward()
+            losses["actor"].backward(inputs=list(self.actor.parameters()) if self.args.detach_actor else None)
             self.actor_optimizer.step()
 
             losses["alpha"] = (-self.log_alpha.exp() * (log_pi.detach() + self.target_entropy)).mean()
@@ -336,7 +331,7 @@ class Agent(nn.Module):
             targets = [*self.qf1_target.parameters(), *self.qf2_target.parameters()]
             torch._foreach_lerp_(targets, [*self.qf1.parameters(), *self.qf2.parameters()], self.args.tau)
 
-        # Encoder, hypernetwork, dynamics model
+        # What the dynamics loss trains
         self.context_optimizer.step()
         return {name: loss.detach() for name, loss in losses.items()}
 
@@ -345,36 +340,40 @@ class Agent(nn.Module):
 
 
 def write_json(path, content):
-    """Writes a whole file or none."""
     path.with_suffix(".tmp").write_text(json.dumps(content, default=str, indent=1))
-    path.with_suffix(".tmp").replace(path)
+    path.with_suffix(".tmp").replace(path)  # a whole file or none
 
 
 def make_run(args):
     """Makes the run's own directory, with its config.json."""
-    run = args.run_dir / f"{args.env_id}__{METHOD}__{args.seed}__{time.time_ns() // 1_000_000}"
+    method = method_name(args)
+    run = args.run_dir / f"{args.env_id}__{method}__{args.seed}__{time.time_ns() // 1_000_000}"
     commit = subprocess.getoutput(f"git -C '{Path(__file__).parent}' rev-parse HEAD 2>/dev/null")
     versions = {name: version(name) for name in ("torch", "numpy", "mujoco", "dm_control", "gymnasium")}
     run.mkdir(parents=True)
-    write_json(run / "config.json", {"method": METHOD, "args": vars(args), "versions": versions, "commit": commit})
+    write_json(run / "config.json", {"method": method, "args": vars(args), "versions": versions, "commit": commit})
     return run
 
 
+def make_envs(args):
+    return aib_envs.make_vec(args.env_id, aib_envs.context_set(args.env_id, "train")), aib_envs.make_eval_envs(
+        args.env_id
+    )
+
+
 def train(args):
-    task, run = aib_envs.get_task(args.env_id), make_run(args)
+    run, steps = make_run(args), aib_envs.get_task(args.env_id).steps
     torch.manual_seed(args.seed)
-    rng = np.random.default_rng(args.seed)
     device = torch.device("cuda" if torch.cuda.is_available() and args.cuda else "cpu")
 
-    envs = aib_envs.make_vec(args.env_id, aib_envs.context_set(args.env_id, "train"))
-    eval_envs = aib_envs.make_eval_envs(args.env_id)
-    n, window, steps, obs_dim, act_dim = envs.num_envs, task.window, task.steps, task.obs_dim, task.act_dim
+    envs, eval_envs = make_envs(args)
+    n, obs_dim, act_dim = envs.num_envs, envs.single_observation_space.shape[0], envs.single_action_space.shape[0]
     agent = Agent(obs_dim, act_dim, args).to(device)
+    window = agent.window_size
     history = aib_envs.History(n, window, steps, obs_dim, act_dim)
-    buffer = ReplayBuffer(n, args.buffer_size, window, steps, obs_dim, act_dim, device)
+    buffer = ReplayBuffer(history, args.buffer_size, device)
 
-    pause = 0.1 if sys.stderr.isatty() else 30  # seconds between refreshes: a log file needs no animation
-    bar = tqdm(total=args.total_timesteps, desc=f"{METHOD} {args.env_id}", unit="update", mininterval=pause)
+    bar = tqdm(total=args.total_timesteps, desc=run.name.rpartition("__")[0], unit="update", mininterval=2)
     global_step, env_steps, episode, losses = 0, 0, 0, {}
     seconds, clock = dict.fromkeys(("act", "env", "sample", "update", "eval"), 0.0), time.perf_counter()
 
@@ -384,7 +383,7 @@ def train(args):
         seconds[part] += clock - since
 
     def evaluate(rollouts):
-        """The benchmark's protocol with the deterministic policy; writes and shows one line of metrics."""
+        """The benchmark's protocol; writes and shows one line of metrics. AER: average episodic return of a set."""
         returns = aib_envs.evaluate(eval_envs, lambda *x: agent.act(*x, training=False), window, rollouts)
         lap("eval")
         metrics = {
@@ -404,12 +403,12 @@ def train(args):
         return returns
 
     while global_step < args.total_timesteps:
-        # One episode in all training contexts, in lockstep. It begins with a warm-up (t < 0), which fills the window.
+        # An episode in all training contexts in lockstep; before it a warm-up (t < 0, own reset) that fills the window.
         history.begin()
         for t in range(-window, steps):
             if t in (-window, 0):
                 obs, _ = envs.reset(seed=aib_envs.reset_seeds(n, 0, args.seed, episode, int(t < 0)))
-            actions = rng.uniform(-1, 1, (n, act_dim)).astype(np.float32)
+            actions = 2 * torch.rand(n, act_dim).numpy() - 1
             learning = episode * steps + max(t, 0) >= args.learning_starts
             if learning:
                 actions = agent.act(obs, history, training=True)
@@ -438,7 +437,8 @@ def train(args):
     bar.close()
     torch.save(agent.state_dict(), run / "agent.pt")
     contexts = {split: aib_envs.context_set(args.env_id, split) for split in aib_envs.SPLITS}
-    write_json(run / "results.json", {"method": METHOD, "args": vars(args), "contexts": contexts, "returns": returns})
+    results = {"method": method_name(args), "args": vars(args), "contexts": contexts, "returns": returns}
+    write_json(run / "results.json", results)
     print(f"results: {run / 'results.json'}")
 
 

@@ -35,8 +35,7 @@ def filled_buffer(env_id="DI", episodes=2, lengths=None):
     """A buffer of random episodes."""
     task, rng = aib_envs.get_task(env_id), np.random.default_rng(0)
     history = aib_envs.History(20, task.window, task.steps, task.obs_dim, task.act_dim)
-    shape = (20, episodes * task.steps, task.window, task.steps, task.obs_dim, task.act_dim)
-    buffer = ReplayBuffer(*shape, "cpu")
+    buffer = ReplayBuffer(history, episodes * task.steps, "cpu")
     for _ in range(episodes):
         for array in (history.obs, history.actions, history.rewards):
             array[:] = rng.standard_normal(array.shape)
@@ -69,7 +68,7 @@ def test_avg_l1_norm():
 
 @pytest.mark.parametrize("mask_prob", [0.4, 0.2, 0.0])
 def test_masking_hides_whole_parts_at_its_rate_and_only_in_training(mask_prob):
-    encoder, seen = Encoder(4, 2, mask_prob), []
+    encoder, seen = Encoder(4, 2, mask_prob, True), []
     encoder.embed.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0]))
     ones = torch.ones(400, 25, 4), torch.ones(400, 25, 2), torch.ones(400, 25, 4)
     encoder(*ones)
@@ -107,7 +106,7 @@ def test_subsample_in_evaluation_has_the_published_positions():
 def materialise(hypernetwork, z):
     """The adapter's matrices from the definition: 33 chunks of 512 numbers, one after the other."""
     rows = []
-    for e in hypernetwork.chunks:
+    for e in hypernetwork.embeddings:
         x = torch.cat([z, e.expand(len(z), -1)], 1)
         features = F.relu(hypernetwork.second(F.relu(hypernetwork.first(x))))
         rows.append(hypernetwork.head(features))
@@ -124,7 +123,7 @@ def adapt_materialised(x, matrices):
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-11), (torch.float32, 2e-4)])
 def test_factored_adapter_is_the_materialised_one(dtype, tolerance):
-    hypernetwork = Hypernetwork().to(dtype)
+    hypernetwork = Hypernetwork(8).to(dtype)
     z, x = torch.rand(16, 8, dtype=dtype), torch.randn(16, 256, dtype=dtype)
     weights, results = torch.randn(16, 256, dtype=dtype), []
     for build, apply in ((hypernetwork, script.adapt), (lambda z: materialise(hypernetwork, z), adapt_materialised)):
@@ -138,7 +137,7 @@ def test_factored_adapter_is_the_materialised_one(dtype, tolerance):
 
 
 def test_an_adapter_of_zero_weights_is_the_final_relu():
-    hypernetwork = Hypernetwork()
+    hypernetwork = Hypernetwork(8)
     torch.nn.init.zeros_(hypernetwork.head.weight)
     torch.nn.init.zeros_(hypernetwork.head.bias)
     x = torch.randn(3, 256)
@@ -173,8 +172,8 @@ def test_log_probability_is_the_density_of_the_squashed_gaussian():
 
 def test_sampled_windows_are_strictly_past_and_stay_in_their_episode():
     k, steps, n, episodes = 24, 100, 3, 4
-    buffer = ReplayBuffer(n, episodes * steps, k, steps, 2, 2, "cpu")
     history = aib_envs.History(n, k, steps, 2, 2)
+    buffer = ReplayBuffer(history, episodes * steps, "cpu")
     for episode in range(episodes):  # observations carry (episode and context, place); actions the transition
         history.obs[..., 0] = 10 * episode + np.arange(n)[:, None]
         history.obs[..., 1] = np.arange(k + steps + 2)
@@ -203,8 +202,8 @@ def test_sampled_windows_are_strictly_past_and_stay_in_their_episode():
 
 
 def test_buffer_overwrites_the_oldest_episode():
-    buffer = ReplayBuffer(1, 250, 24, 100, 1, 1, "cpu")
     history = aib_envs.History(1, 24, 100, 1, 1)
+    buffer = ReplayBuffer(history, 250, "cpu")
     for episode in range(5):
         history.rewards[:], history.lengths[:] = episode, 100
         buffer.add(history)
@@ -289,10 +288,10 @@ def test_time_limits_bootstrap():
     with torch.no_grad():
         omega = agent.hypernetwork(agent.encoder(*window))
         next_actions, log_pi = agent.actor.get_action(next_obs, omega)
-        q = [f(next_obs, next_actions, omega=omega)[:, 0] for f in (agent.qf1_target, agent.qf2_target)]
+        q = [f(torch.cat([next_obs, next_actions], 1), omega)[:, 0] for f in (agent.qf1_target, agent.qf2_target)]
         target = rewards + 0.99 * (torch.minimum(*q) - agent.log_alpha.exp() * log_pi)
-        expected = sum(F.mse_loss(f(obs, actions, omega=omega)[:, 0], target) for f in (agent.qf1, agent.qf2))
-        cut = sum(F.mse_loss(f(obs, actions, omega=omega)[:, 0], rewards) for f in (agent.qf1, agent.qf2))
+        q = [f(torch.cat([obs, actions], 1), omega)[:, 0] for f in (agent.qf1, agent.qf2)]
+        expected, cut = (sum(F.mse_loss(x, y) for x in q) for y in (target, rewards))
     torch.manual_seed(2)
     loss = agent.update(obs, actions, next_obs, rewards, window, 1)["qf"]
     torch.testing.assert_close(loss, expected)
