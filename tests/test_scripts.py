@@ -10,7 +10,7 @@ import pytest
 import torch
 
 ROOT = Path(__file__).parent.parent
-SCRIPTS = ["dmash_sac.py"]
+SCRIPTS = ["dr_sac.py", "da_sac.py", "dma_sac.py", "dmah_sac.py", "dmash_sac.py"]
 
 
 def run(script, *flags, cwd):
@@ -32,12 +32,31 @@ def metrics_of(directory):
     return [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.parametrize("env_id", ["DI", "Cheetah", "WalkerGym"])
-@pytest.mark.parametrize("script", SCRIPTS)
-def test_script_trains_and_evaluates(script, env_id, tmp_path):
-    starts = 300 if env_id == "DI" else 1000
-    flags = ("--total-timesteps", 200, "--learning-starts", starts, "--eval-every", 100, "--eval-rollouts", 1)
-    process = run(script, "--env-id", env_id, *flags, cwd=tmp_path)
+@pytest.mark.parametrize(
+    ("script", "env_id", "flags", "method"),
+    [
+        ("dmash_sac.py", "DI", "", "DMAstar-SH"),
+        ("dmash_sac.py", "Cheetah", "", "DMAstar-SH"),
+        ("dmash_sac.py", "WalkerGym", "", "DMAstar-SH"),
+        ("dmash_sac.py", "DI-Perm", "--mask-prob 0 --no-normalise", "DMA-SH"),
+        ("dmash_sac.py", "DI", "--no-detach-critic", "DMAstar-SH-nodetach-critic"),
+        ("dmash_sac.py", "DI", "--no-detach-actor --no-detach-critic", "DMAstar-SH-nodetach-critic-nodetach-actor"),
+        ("dmah_sac.py", "DI", "", "DMAstar-H"),
+        ("dmah_sac.py", "DI", "--rl-only", "DMAstar-H-RLonly"),
+        ("dma_sac.py", "DI", "", "DMAstar"),
+        ("dma_sac.py", "DI-Friction", "--mask-prob 0 --no-normalise", "DMA"),
+        ("dma_sac.py", "ODE-5", "--kl-beta 0.4", "DMA-Pearl"),
+        ("da_sac.py", "DI", "", "DA"),
+        ("da_sac.py", "ODE-3", "--scale-context", "DA-scaled"),
+        ("dr_sac.py", "Reacher-E", "", "DR"),
+        ("dr_sac.py", "DI", "--context-aware", "Concat"),
+        ("dr_sac.py", "ODE", "--context-aware --scale-context", "Concat-scaled"),
+    ],
+)
+def test_script_trains_and_evaluates(script, env_id, flags, method, tmp_path):
+    starts = 1000 if env_id in ("Cheetah", "WalkerGym", "Reacher-E") else 300
+    short = ("--total-timesteps", 200, "--learning-starts", starts, "--eval-every", 100, "--eval-rollouts", 1)
+    process = run(script, "--env-id", env_id, *flags.split(), *short, cwd=tmp_path)
     directory = finished_run(process, tmp_path)
     metrics = metrics_of(directory)
     assert [m["global_step"] for m in metrics] == [0, 100, 200]
@@ -47,7 +66,7 @@ def test_script_trains_and_evaluates(script, env_id, tmp_path):
     config = json.loads((directory / "config.json").read_text())
     assert config["args"]["env_id"] == env_id and config["args"]["total_timesteps"] == 200
     results = json.loads((directory / "results.json").read_text())
-    assert results["method"] == config["method"] == directory.name.split("__")[1]
+    assert results["method"] == config["method"] == directory.name.split("__")[1] == method
     for split, aer in metrics[-1]["aer"].items():
         rollouts = [sum(row) / len(row) for row in results["returns"][split]]
         assert sum(rollouts) / 20 == pytest.approx(aer) and len(results["contexts"][split]) == 20
@@ -84,17 +103,20 @@ def test_same_seed_gives_the_same_metrics(script, tmp_path):
         (["--seed", "-1"], "--seed must be from 0"),
         (["Cheetah"], "Unrecognized options: Cheetah"),
         (["--run-dir", "/dev/null/runs"], "/dev/null"),
+        (["dr_sac.py", "--scale-context"], "--scale-context needs --context-aware"),
+        (["dma_sac.py", "--kl-beta", "-1"], "--kl-beta must be from 0 to 1"),
     ],
 )
 def test_bad_input_gets_one_clear_line(flags, message, tmp_path):
-    process = run(SCRIPTS[0], *flags, cwd=tmp_path)
+    script, *flags = flags if flags[0].endswith(".py") else ["dmash_sac.py", *flags]
+    process = run(script, *flags, cwd=tmp_path)
     assert process.returncode == 2 and message in process.stderr
-    assert len(process.stderr.splitlines()) == 1 and process.stderr.startswith(SCRIPTS[0]) and not process.stdout
+    assert len(process.stderr.splitlines()) == 1 and process.stderr.startswith(script) and not process.stdout
     assert not list(tmp_path.iterdir())
 
 
 def test_help_explains_every_flag(tmp_path):
-    process = run(SCRIPTS[0], "--help", cwd=tmp_path)
+    process = run("dmash_sac.py", "--help", cwd=tmp_path)
     assert process.returncode == 0 and "(default: None)" in process.stdout
     for text in ("the task's own", "use a GPU if there is one", "smoothing coefficient", "--no-cuda", "--mask-prob"):
         assert text in process.stdout

@@ -1,0 +1,318 @@
+"""All methods: sizes, which loss moves which parameters, and the paper's theory on the real code."""
+
+import importlib
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+import aib_envs
+import da_sac
+import dma_sac
+import dmah_sac
+import dmash_sac
+import dr_sac
+
+CONTEXT, CRITICS = {"encoder", "dynamics"}, {"qf1", "qf2", "qf1_target", "qf2_target"}
+RL = {"actor", "log_alpha", *CRITICS}
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    torch.manual_seed(0)
+
+
+def make(script, env_id="DI", **flags):
+    """An agent and a buffer of two random episodes, with the observations that `make_envs` gives."""
+    module, task, rng = importlib.import_module(script.__name__), aib_envs.get_task(env_id), np.random.default_rng(0)
+    args = module.Args(env_id=env_id, **flags)
+    sees_context = script is da_sac or getattr(args, "context_aware", False)
+    obs_dim = task.obs_dim + len(task.dimensions) * sees_context
+    agent = module.Agent(obs_dim, task.act_dim, args)
+    history = aib_envs.History(20, agent.window_size, task.steps, obs_dim, task.act_dim)
+    buffer = module.ReplayBuffer(history, 2 * task.steps, "cpu")
+    for _ in range(2):
+        for array in (history.obs, history.actions, history.rewards):
+            array[:] = rng.standard_normal(array.shape)
+        history.lengths[:] = task.steps
+        buffer.add(history)
+    return agent, buffer
+
+
+def parameters(agent):
+    return {name: p.detach().clone() for name, p in agent.named_parameters()}
+
+
+def moved(agent, buffer, steps=4, scale=1.0):
+    """Names of the parameters that real update steps change by at least a bit."""
+    before = parameters(agent)
+    for step in range(steps):
+        obs, actions, next_obs, rewards, *window = buffer.sample(32)
+        agent.update(obs, actions, next_obs, scale * rewards, *window, step)
+    return {name for name, p in parameters(agent).items() if not torch.equal(p, before[name])}
+
+
+def modules(names):
+    return {name.split(".")[0] for name in names}
+
+
+# ------------------------------------------------------- sizes -------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("script", "flags", "count"),
+    [
+        (dma_sac, {"mask_prob": 0.0, "normalise": False}, 321_766),
+        (dma_sac, {}, 321_766),
+        (da_sac, {}, 338_470),
+        (dmash_sac, {}, 352_366),
+    ],
+)
+def test_parameter_counts_on_walker_are_the_papers(script, flags, count):
+    agent, _ = make(script, "Walker", **flags)
+    assert (
+        sum(p.numel() for name, p in agent.named_parameters() if "target" not in name and name != "log_alpha") == count
+    )
+
+
+def test_overheads_are_the_papers():
+    assert round(100 * (352_366 / 321_766 - 1), 1) == 9.5 and round(100 * (352_366 / 338_470 - 1), 1) == 4.1
+
+
+# ------------------------------------------------ which loss moves what -----------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("script", "flags", "context"),
+    [
+        (dma_sac, {}, CONTEXT),
+        (dma_sac, {"mask_prob": 0.0, "normalise": False}, CONTEXT),
+        (dma_sac, {"kl_beta": 0.4}, CONTEXT),
+        (dmah_sac, {}, CONTEXT),
+        (dmah_sac, {"rl_only": True}, CONTEXT),
+        (dmash_sac, {}, CONTEXT | {"hypernetwork"}),
+        (dmash_sac, {"mask_prob": 0.0, "normalise": False}, CONTEXT | {"hypernetwork"}),
+    ],
+)
+def test_dynamics_loss_and_rl_losses_train_different_parameters(script, flags, context):
+    assert modules(moved(*make(script, **flags))) == context | RL
+    assert modules(moved(*make(script, policy_lr=0.0, q_lr=0.0, **flags))) == context
+    assert modules(moved(*make(script, dynamics_lr=0.0, **flags))) == RL
+    results = []
+    for scale in (1.0, 100.0):  # other rewards: other critics, but the same encoder to the bit
+        torch.manual_seed(0)
+        agent, buffer = make(script, **flags)
+        moved(agent, buffer, scale=scale)
+        results.append(parameters(agent))
+    differing = {name for name in results[0] if not torch.equal(results[0][name], results[1][name])}
+    assert modules(differing) >= {"actor", "qf1", "qf2"} and not modules(differing) & context
+
+
+@pytest.mark.parametrize(("script", "flags"), [(dr_sac, {}), (dr_sac, {"context_aware": True}), (da_sac, {})])
+def test_methods_without_dynamics_model_train_policy_and_critics(script, flags):
+    assert modules(moved(*make(script, **flags))) == RL
+    assert modules(moved(*make(script, policy_lr=0.0, **flags))) == RL - {"actor"}
+    assert modules(moved(*make(script, q_lr=0.0, **flags))) == {"actor"}
+
+
+@pytest.mark.parametrize("script", [da_sac, dmah_sac])
+def test_own_hypernetworks_learn_from_their_modules_loss(script):
+    names = moved(*make(script, q_lr=0.0))
+    assert any(name.startswith("actor.hypernetwork") for name in names)
+    assert not any(name.startswith("qf") for name in names)
+    names = moved(*make(script, policy_lr=0.0))
+    assert {f"{q}.hypernetwork.embeddings" for q in ("qf1", "qf2")} <= names
+    assert not any(name.startswith("actor") for name in names)
+
+
+def test_hypernetworks_of_the_dynamics_model():
+    assert any("hypernetwork" in name for name in moved(*make(dmah_sac)) if name.startswith("dynamics"))
+    agent, _ = make(dmah_sac, rl_only=True)
+    assert not any("hypernetwork" in name for name, _ in agent.dynamics.named_parameters())
+
+
+@pytest.mark.parametrize("flag", ["detach_critic", "detach_actor"])
+def test_non_detached_rl_losses_join_the_step_of_encoder_and_hypernetwork(flag):
+    gradients = {}
+    for detached in (True, False):
+        torch.manual_seed(0)
+        agent, buffer = make(dmash_sac, mask_prob=0.0, dynamics_lr=0.0, policy_lr=0.0, q_lr=0.0, **{flag: detached})
+        context = [*agent.encoder.parameters(), *agent.hypernetwork.parameters()]
+        batch, noise = buffer.sample(64), torch.get_rng_state()
+        agent.update(*batch, 0)
+        gradients[detached] = [p.grad.clone() for p in context]
+    torch.set_rng_state(noise)
+    obs, actions, next_obs, rewards, window = batch
+    omega = agent.infer(window)  # nothing has moved, and nothing is masked: the same omega, now with gradients
+    with torch.no_grad():
+        next_actions, log_pi = agent.actor.get_action(next_obs, omega)
+        next_inputs = torch.cat([next_obs, next_actions], 1)
+        next_q = torch.minimum(agent.qf1_target(next_inputs, omega), agent.qf2_target(next_inputs, omega))[:, 0]
+        target = rewards + 0.99 * (next_q - log_pi)
+    if flag == "detach_critic":
+        inputs = torch.cat([obs, actions], 1)
+        loss = sum(F.mse_loss(q(inputs, omega)[:, 0], target) for q in (agent.qf1, agent.qf2))
+    else:
+        loss = 0.0  # of both policy updates; alpha stays 1
+        for _ in range(2):
+            omega = agent.infer(window)
+            pi, log_pi = agent.actor.get_action(obs, omega)
+            inputs = torch.cat([obs, pi], 1)
+            loss = loss + (log_pi - torch.minimum(agent.qf1(inputs, omega), agent.qf2(inputs, omega))[:, 0]).mean()
+    expected = torch.autograd.grad(loss, context)
+    for joined, dynamics, rl in zip(gradients[False], gradients[True], expected, strict=True):
+        torch.testing.assert_close(joined, dynamics + rl, rtol=1e-3, atol=1e-5)
+    assert max(g.abs().max() for g in expected) > 1e-3
+    assert modules(moved(*make(dmash_sac, **{flag: False}))) == CONTEXT | RL | {"hypernetwork"}
+
+
+# ------------------------------------------------------ DMA-Pearl ----------------------------------------------------
+
+
+def test_pearl_kl_is_the_closed_form_and_evaluation_takes_the_mean():
+    agent, buffer = make(dma_sac, kl_beta=0.4)
+    *_, window = buffer.sample(64)
+    head, seen = agent.encoder.head, []
+    head.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0]))
+    samples = torch.stack([agent.encoder(*window) for _ in range(400)])
+    mean, variance = head.mean(seen[0]), head.variance(seen[0])
+    expected = torch.distributions.kl_divergence(
+        torch.distributions.Normal(mean, variance.sqrt()), torch.distributions.Normal(0.0, 1.0)
+    ).mean()
+    torch.testing.assert_close(head.kl, expected)
+    assert ((samples.mean(0) - mean).abs() < 6 * (variance / 400).sqrt()).all()
+    torch.testing.assert_close(samples.var(0).mean(), variance.mean(), rtol=0.05, atol=0)
+    agent.encoder.eval()
+    assert torch.equal(agent.encoder(*window), mean) and torch.equal(agent.encoder(*window), mean)
+
+
+def test_pearl_loss_is_a_product_without_masks_and_norms(monkeypatch):
+    agent, buffer = make(dma_sac, kl_beta=0.4, dynamics_lr=0.0)
+    assert agent.encoder.mask_prob == 0 and not agent.encoder.normalise
+    obs, actions, next_obs, rewards, window = buffer.sample(64)
+    state = torch.get_rng_state()
+    agent.encoder.train()
+    loss = F.mse_loss(agent.dynamics(torch.cat([obs, actions], 1), agent.encoder(*window)), next_obs - obs)
+    loss = loss * (1 + 0.4 * agent.encoder.head.kl)
+    expected = torch.autograd.grad(loss, [*agent.encoder.parameters(), *agent.dynamics.parameters()])
+    torch.set_rng_state(state)
+    agent.update(obs, actions, next_obs, rewards, window, 1)
+    for p, g in zip([*agent.encoder.parameters(), *agent.dynamics.parameters()], expected, strict=True):
+        torch.testing.assert_close(p.grad, g)
+
+
+# ---------------------------------------------------- who sees what --------------------------------------------------
+
+
+def test_concat_sees_the_true_context_and_dr_does_not():
+    contexts = aib_envs.context_set("DI", "train")
+    raw = np.stack([aib_envs.context_vector("DI", context) for context in contexts])
+    scaled = np.stack([aib_envs.context_vector("DI", context, scaled=True) for context in contexts])
+    for script, flags, expected in [
+        (dr_sac, {}, None),
+        (dr_sac, {"context_aware": True}, raw),
+        (dr_sac, {"context_aware": True, "scale_context": True}, scaled),
+        (da_sac, {}, raw),
+        (da_sac, {"scale_context": True}, scaled),
+        (dma_sac, {}, None),
+        (dmah_sac, {}, None),
+        (dmash_sac, {}, None),
+    ]:
+        envs, eval_envs = script.make_envs(script.Args(env_id="DI", **flags))
+        obs, _ = envs.reset(seed=aib_envs.reset_seeds(20, 0))
+        assert obs.shape == (20, 4 if expected is None else 6) and eval_envs.num_envs == 60
+        assert eval_envs.single_observation_space == envs.single_observation_space
+        assert expected is None or np.array_equal(obs[:, 4:], expected)
+
+
+def test_da_networks_get_the_context_through_the_adapter_only():
+    agent, _ = make(da_sac)
+    assert agent.actor.trunk[0].in_features == 4 and agent.qf1.trunk[0].in_features == 4 + 2
+    history = aib_envs.History(3, 0, 100, 6, 2)
+    obs = np.ones((3, 6), np.float32)
+    obs[:, 4:] = [[0.5, -1], [0.5, 1], [0.5, -1]]
+    actions = agent.act(obs, history, training=False)
+    assert np.array_equal(actions[0], actions[2]) and not np.array_equal(actions[0], actions[1])
+
+
+# -------------------------------------------------------- theory -----------------------------------------------------
+
+
+def hand_made_omega(down, up, z):
+    """Omega of the real layout whose matrices are W_down = down[0] + z down[1] (top left corner), W_up likewise."""
+    head = torch.zeros(512, 64, dtype=torch.float64)
+    for column, (w_down, w_up) in enumerate(zip(down, up, strict=True)):
+        head.view(2, 256, 64)[:, :2, column] = torch.tensor(w_down)  # rows 0, 1 of W_down are chunk 0
+        head.view(16, 32, 64)[:2, :2, column + 2] = torch.tensor(w_up)  # rows 0, 1 of W_up are in chunk 16
+    f_down, f_up = torch.zeros(2, len(z), 16, 64, dtype=torch.float64)
+    f_down[:, 0, 0], f_down[:, 0, 1] = 1, z
+    f_up[:, 0, 2], f_up[:, 0, 3] = 1, z
+    zeros = torch.zeros(len(z), 288, dtype=torch.float64)
+    return dmash_sac.Omega(f_down, f_up, zeros[:, :32], zeros[:, 32:], head, torch.zeros(512, dtype=torch.float64))
+
+
+def features(*columns):
+    """Trunk features [batch, 256] that begin with `columns`."""
+    return F.pad(torch.stack(columns, 1), (0, 256 - len(columns)))
+
+
+NOTHING, IDENTITY = [[0.0, 0.0], [0.0, 0.0]], [[1.0, 0.0], [0.0, 1.0]]
+
+
+def test_theorem_1_1_a_generated_adapter_realises_the_product_exactly():
+    s, z = torch.randn(2, 1000, dtype=torch.float64)
+    h = ([[-1.0, 0.0], [0.0, -1.0]], [[1.0, 0.0], [0.0, -1.0]])  # h(z) = [z - 1, -(z + 1)] on the diagonal
+    omega = hand_made_omega((IDENTITY, NOTHING), h, z)
+    x = features(F.relu(s), F.relu(-s))
+    hidden = dmash_sac.generated_linear(x, omega.down, omega.weight, omega.bias)
+    x = x + dmash_sac.generated_linear(hidden, omega.up, omega.weight, omega.bias)  # the theorem's has no ReLU
+    torch.testing.assert_close(x[:, 0] + x[:, 1], s * z, rtol=1e-14, atol=1e-14)
+
+
+def test_theorem_1_1_a_relu_network_on_both_inputs_cannot():
+    network = dma_sac.MLP(1, 1).double()  # [s; z] -> number; piecewise linear
+    torch.nn.init.normal_(network.trunk[0].bias)
+    s, z, step = *torch.randn(2, 500, dtype=torch.float64), 1e-4
+    values, patterns = [], []
+    for i, j in ((0, 0), (0, 1), (1, 0), (1, 1)):
+        inputs, codes = (s + i * step)[:, None], F.pad((z + j * step)[:, None], (0, 7))
+        first = network.trunk[0](torch.cat([inputs, codes], 1))
+        second = network.trunk(torch.cat([inputs, codes], 1))
+        patterns.append(torch.cat([first > 0, second > 0], 1))
+        values.append(network(inputs, codes)[:, 0])
+    inside = torch.stack([(p == patterns[0]).all(1) for p in patterns]).all(0)  # all four corners in one cell
+    mixed = (values[3] - values[2] - values[1] + values[0]) / step**2
+    assert inside.float().mean() > 0.5 and mixed[inside].abs().max() < 1e-6  # that of s * z is 1 everywhere
+
+
+def test_theorem_a_5_the_adapter_with_its_final_relu_inverts_exactly():
+    s = torch.randn(1000, dtype=torch.float64)
+    for mode, expected in ((0.0, s), (1.0, -s)):
+        omega = hand_made_omega((IDENTITY, NOTHING), (NOTHING, [[-2.0, 2.0], [2.0, -2.0]]), torch.full_like(s, mode))
+        x = dmash_sac.adapt(features(s, -s), omega)
+        assert torch.equal(x[:, 0] - x[:, 1], expected)
+
+
+def test_lemma_1_7_a_context_blind_policy_sees_the_average_of_the_modes():
+    plus, minus = (gym.make("AIB/DI-v0", context={"inversion": c}).unwrapped for c in (1, -1))
+    for action in np.random.default_rng(0).uniform(-1, 1, (50, 2)):
+        changes = []
+        for env in (plus, minus):
+            env.reset(seed=3)  # velocity zero
+            env.step(action)
+            changes.append(env.state[2:].copy())
+        assert np.array_equal(changes[0] + changes[1], np.zeros(2)) and np.abs(changes[0]).max() > 0
+
+    def total(env, gain):
+        env.reset(seed=4)
+        obs, total = env.state, 0.0
+        for _ in range(100):
+            obs, reward, *_ = env.step(np.clip(gain * (obs[:2] + 1.5 * obs[2:]), -1, 1))
+            total += reward
+        return total
+
+    objective = {gain: (total(plus, gain) + total(minus, gain)) / 2 for gain in (-1.0, 1.0)}
+    assert objective[-1.0] == objective[1.0]  # a policy and its mirror image are worth the same
+    assert total(plus, -1.0) > 50 and total(minus, -1.0) == 0  # though one is good in one mode and fails in the other

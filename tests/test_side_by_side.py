@@ -1,0 +1,104 @@
+"""Repetition between the algorithm scripts is the design; this is what keeps the copies from drifting apart."""
+
+import ast
+import difflib
+import itertools
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+SCRIPTS = ["dr", "da", "dma", "dmah", "dmash"]
+
+# Definitions that are not the same everywhere. Scripts joined by + have the same one, and it differs between groups.
+DIFFERENT = {
+    "Args": ("dr da dma dmah dmash", "each method has its own flags"),
+    "method_name": ("dr da dma dmah dmash", "each method has its own name"),
+    "WIDTH": ("dr+da dma+dmah+dmash", "with z, its size stands beside WIDTH"),
+    "MLP": ("dr da dma dmah dmash", "how the context enters a network: not, by its own adapter, as input, by omega"),
+    "Actor": ("dr da+dma+dmah+dmash", "DR's policy is told nothing about the context"),
+    "ReplayBuffer": ("dr+da dma+dmah+dmash", "without an encoder there is no window"),
+    "Agent": ("dr da dma dmah dmash", "the method itself"),
+    "make_envs": ("dr da dma+dmah+dmash", "who sees the true context"),
+}
+SECTIONS = ["Arguments", "Context", "Hypernetwork", "Networks", "Replay", "Acting", "Training"]
+
+
+def source(script):
+    return (ROOT / f"{script}_sac.py").read_text()
+
+
+def definitions(script):
+    """{name: source} of the top-level functions, classes and constants."""
+    text, found = source(script), {}
+    for node in ast.parse(text).body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            start = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
+            names = [node.name]
+        elif isinstance(node, ast.Assign):
+            start = node.lineno
+            names = [name.id for target in node.targets for name in ast.walk(target) if isinstance(name, ast.Name)]
+        else:
+            continue
+        lines = "\n".join(text.splitlines()[start - 1 : node.end_lineno])
+        found |= dict.fromkeys(names, lines)
+    return found
+
+
+DEFINITIONS = {script: definitions(script) for script in SCRIPTS}
+PAIRS = list(itertools.combinations(SCRIPTS, 2))
+
+
+def group_of(name, script):
+    groups = DIFFERENT.get(name, ("+".join(SCRIPTS), ""))[0].split()
+    return next(i for i, group in enumerate(groups) if script in group.split("+"))
+
+
+@pytest.mark.parametrize(("one", "other"), PAIRS)
+def test_definitions_of_the_same_name_are_the_same_to_the_letter(one, other):
+    for name in DEFINITIONS[one].keys() & DEFINITIONS[other].keys():
+        same = DEFINITIONS[one][name] == DEFINITIONS[other][name]
+        assert same == (group_of(name, one) == group_of(name, other)), f"{name} in {one}_sac.py and {other}_sac.py"
+
+
+def test_most_definitions_are_shared():
+    shared = set.intersection(*(set(found) for found in DEFINITIONS.values())) - DIFFERENT.keys()
+    assert shared >= {"fail", "parse_args", "write_json", "make_run", "train", "POLICY_FREQUENCY"}
+    with_encoder = (
+        set.intersection(*(set(DEFINITIONS[script]) for script in ("dma", "dmah", "dmash"))) - DIFFERENT.keys()
+    )
+    assert with_encoder >= {"subsample", "avg_l1_norm", "sim_norm", "Encoder"}
+    with_adapter = (
+        set.intersection(*(set(DEFINITIONS[script]) for script in ("da", "dmah", "dmash"))) - DIFFERENT.keys()
+    )
+    assert with_adapter >= {"Omega", "Hypernetwork", "generated_linear", "adapt"}
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_sections_come_in_the_same_order(script):
+    sections = [line.split()[2].rstrip(":") for line in source(script).splitlines() if re.match(r"# -{9,} ?\w", line)]
+    assert sections == [section for section in SECTIONS if section in sections] and len(sections) >= 5
+
+
+def test_definitions_come_in_the_same_order():
+    for one, other in PAIRS:
+        common = [name for name in DEFINITIONS[one] if name in DEFINITIONS[other]]
+        assert common == [name for name in DEFINITIONS[other] if name in DEFINITIONS[one]]
+
+
+def test_the_papers_idea_is_a_short_diff():
+    diff = difflib.ndiff(source("dma").splitlines(), source("dmash").splitlines())
+    assert sum(line[0] in "+-" for line in diff) < 120
+
+
+@pytest.mark.parametrize(("file", "limit"), [*((f"{script}_sac.py", 550) for script in SCRIPTS), ("aib_envs.py", 450)])
+def test_files_are_short(file, limit):
+    assert len((ROOT / file).read_text().splitlines()) < limit
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_scripts_do_not_import_each_other(script):
+    imports = {node for node in ast.walk(ast.parse(source(script))) if isinstance(node, ast.Import | ast.ImportFrom)}
+    modules = {getattr(node, "module", None) or alias.name for node in imports for alias in node.names}
+    assert not {module for module in modules if module.endswith("_sac")}
