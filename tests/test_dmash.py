@@ -153,6 +153,15 @@ def test_parameter_count_on_walker_is_the_papers():
     assert sum(count(name) for name in ("actor", "qf1", "qf2", "dynamics", "encoder", "hypernetwork")) == 352_366
 
 
+def test_adapter_follows_the_trunk_directly():
+    """Linear, ReLU, Linear, adapter (which ends with a ReLU), head, written out with materialised matrices."""
+    network, hypernetwork = script.MLP(5, 3).double(), Hypernetwork(8).double()
+    x, z = torch.randn(16, 5).double(), torch.rand(16, 8).double()
+    first, _, second = network.trunk
+    adapted = adapt_materialised(second(F.relu(first(x))), materialise(hypernetwork, z))
+    torch.testing.assert_close(network(x, hypernetwork(z)), network.head(adapted))
+
+
 def test_log_probability_is_the_density_of_the_squashed_gaussian():
     agent = make_agent().double()
     omega = agent.hypernetwork(torch.rand(1, 8).double())
