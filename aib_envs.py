@@ -17,19 +17,22 @@ import importlib
 import itertools
 import logging
 import math
+import numbers
 import re
 import warnings
 from dataclasses import dataclass
 from typing import ClassVar
 
+import absl.logging
 import gymnasium as gym
 import numpy as np
 
 logger = logging.getLogger("aib_envs")
 
 # Keep off the terminal what others say about a missing display, an attribute of cheetah.xml, and (we do) divergence.
-warnings.filterwarnings("ignore", ".*(DISPLAY environment variable is missing|'settotalmass' is deprecated)")
-logging.getLogger("absl").addFilter(lambda record: not re.search("settotalmass|Nan, Inf or huge", record.getMessage()))
+NOISE = ".*(DISPLAY environment variable is missing|'settotalmass' is deprecated|Nan, Inf or huge value)"
+warnings.filterwarnings("ignore", NOISE)
+absl.logging.get_absl_logger().addFilter(lambda record: not re.match(NOISE, record.getMessage()))
 
 # ------------------------------------------------- The benchmark as data ----------------------------------------------
 
@@ -37,14 +40,14 @@ logging.getLogger("absl").addFilter(lambda record: not re.search("settotalmass|N
 @dataclass(frozen=True)
 class Dimension:
     """One dimension of a context: an `inner` range for training and an `outer` one for extrapolation, or two `values`.
-    Below `minimum` a value makes no physical sense."""
+    Outside `limits` a value makes no physical sense."""
 
     key: str
     default: float
     inner: tuple[float, float] | None = None
     outer: tuple[float, float] | None = None
     values: tuple[int, int] | None = None
-    minimum: float = -math.inf
+    limits: tuple[float, float] = (-1e3, 1e3)
 
 
 @dataclass(frozen=True)
@@ -64,14 +67,14 @@ class Task:
 
 INVERSION = Dimension("inversion", 1, values=(-1, 1))  # every action component is multiplied by it
 PERMUTATION = Dimension("permutation", 0, values=(0, 1))  # 1: the action components in reverse order
-MASS = Dimension("mass", 1.0, (0.5, 1.5), (0.1, 2.0), minimum=1e-3)
-FRICTION = Dimension("friction", 1.0, (0.5, 1.5), (0.1, 2.0), minimum=0)
-POLE = Dimension("length", 0.5, (0.3, 0.85), (0.1, 2.0), minimum=1e-3)  # m, from the hinge to the middle of the pole
-LENGTH = Dimension("length", 1.0, (0.8, 1.2), (0.4, 1.6), minimum=1e-3)  # factor on the limbs
-BALL_G = Dimension("gravity", 9.81, (8.0, 12.0), (1.0, 20.0), minimum=0)  # m/s^2, downwards
-DISTANCE = Dimension("distance", 0.3, (0.24, 0.36), (0.1, 0.5), minimum=1e-3)  # m, length of the string
-GRAVITY = Dimension("gravity", 9.81, (4.91, 14.71), (0.98, 19.62), minimum=0)  # m/s^2, downwards
-GEAR = Dimension("actuator_strength", 1.0, (0.5, 1.5), (0.1, 2.0), minimum=0)  # factor on every gear
+MASS = Dimension("mass", 1.0, (0.5, 1.5), (0.1, 2.0), limits=(1e-3, 1e3))
+FRICTION = Dimension("friction", 1.0, (0.5, 1.5), (0.1, 2.0), limits=(0, 1e3))
+POLE = Dimension("length", 0.5, (0.3, 0.85), (0.1, 2.0), limits=(0.05, 10))  # m, hinge to middle of the pole
+LENGTH = Dimension("length", 1.0, (0.8, 1.2), (0.4, 1.6), limits=(0.05, 10))  # factor on the limbs
+BALL_G = Dimension("gravity", 9.81, (8.0, 12.0), (1.0, 20.0), limits=(0, 1e3))  # m/s^2, downwards
+DISTANCE = Dimension("distance", 0.3, (0.24, 0.36), (0.1, 0.5), limits=(0.01, 0.9))  # m, the string
+GRAVITY = Dimension("gravity", 9.81, (4.91, 14.71), (0.98, 19.62), limits=(0, 1e3))  # m/s^2, downwards
+GEAR = Dimension("actuator_strength", 1.0, (0.5, 1.5), (0.1, 2.0), limits=(0, 1e3))  # factor on every gear
 COEFFICIENTS = tuple(Dimension(f"c{k}", 0.0, (-5.0, 5.0), (-10.0, 10.0)) for k in range(20))
 
 TASKS = {
@@ -102,28 +105,28 @@ def _unknown(kind, name, allowed):
 
 def get_task(env_id):
     """The `Task` called `env_id` ("Cheetah", "ODE-5", ...). Raises ValueError that names what is allowed."""
-    if env_id not in TASKS:
+    if env_id not in list(TASKS):
         raise _unknown("task", env_id, TASKS)
     return TASKS[env_id]
 
 
 def complete_context(env_id, context=None):
-    """`context` (dict or None) in table order, with the task's defaults for what it leaves out.
-
-    Raises ValueError for a key that the task does not have and for a value that is not finite or not physical.
-    """
+    """`context` (dict or None) in table order, with the task's defaults for what it leaves out. Raises ValueError for a
+    key that the task does not have and for a value that is not finite or not physical."""
     dimensions = {dimension.key: dimension for dimension in get_task(env_id).dimensions}
+    if not isinstance(context, dict | None):
+        raise ValueError(f"context must be a dict with keys from {', '.join(dimensions)}; got {context!r}")
+    complete = {key: dimension.default for key, dimension in dimensions.items()}
     for key, value in (context or {}).items():
         if key not in dimensions:
             raise _unknown(f"context key for {env_id}", key, list(dimensions))
-        values, minimum = dimensions[key].values, dimensions[key].minimum
-        need = (
-            f"{values[0]} or {values[1]}" if values else "a finite number" + f" >= {minimum}" * math.isfinite(minimum)
-        )
-        number = isinstance(value, int | float | np.number) and not isinstance(value, bool) and math.isfinite(value)
-        if not number or value < minimum or (values and value not in values):
+        values, (low, high) = dimensions[key].values, dimensions[key].limits
+        real = isinstance(value, numbers.Real) and not isinstance(value, bool)
+        if not real or not low <= value <= high or (values and value not in values):
+            need = f"{values[0]} or {values[1]}" if values else f"a finite number from {low} to {high}"
             raise ValueError(f"context {key} must be {need}; got {value!r}")
-    return {dimension.key: (context or {}).get(dimension.key, dimension.default) for dimension in dimensions.values()}
+        complete[key] = int(value) if values else float(value)
+    return complete
 
 
 def _points(dimension, split):
@@ -132,20 +135,15 @@ def _points(dimension, split):
         return list(dimension.values)
     (a, b), (outer_a, outer_b) = dimension.inner, dimension.outer
     margin = (b - a) / 100
-    points = {
-        "train": np.linspace(a, b, 50),
-        "eval-in": np.linspace(a + margin, b - margin, 50),
-        "eval-out": np.concatenate([np.linspace(outer_a, a - margin, 25), np.linspace(b + margin, outer_b, 25)]),
-    }
-    return np.round(points[split], 4).tolist()
+    outside = np.concatenate([np.linspace(outer_a, a - margin, 25), np.linspace(b + margin, outer_b, 25)])
+    inside = np.linspace(a, b, 50) if split == "train" else np.linspace(a + margin, b - margin, 50)
+    return np.round(outside if split == "eval-out" else inside, 4).tolist()
 
 
 def context_set(env_id, split):
     """The 20 contexts (list of dicts) of `split`, one of "train", "eval-in", "eval-out". They depend on nothing else.
-
     Up to two dimensions: 20 evenly spaced rows of the product grid in lexicographic order. More (ODE-k): sorted draws,
-    independent in each dimension, from a fixed generator.
-    """
+    independent in each dimension, from a fixed generator."""
     dimensions = get_task(env_id).dimensions
     if split not in SPLITS:
         raise _unknown("split", split, SPLITS)
@@ -170,7 +168,7 @@ def context_vector(env_id, context, scaled=False):
 # ------------------------------------------------------ Environments --------------------------------------------------
 
 
-class ContextEnv(gym.Env):
+class ContextEnv(gym.Env, gym.utils.EzPickle):
     """What all tasks share: the context, reversed actuators, and what happens when a simulation diverges.
 
     Actions: float [act_dim] in [-1, 1]. Observations: float32 [obs_dim], with the context vector at the end if
@@ -183,6 +181,7 @@ class ContextEnv(gym.Env):
     divergence = (ArithmeticError,)  # what _reset and _step raise when the simulation diverges
 
     def __init__(self, env_id, context=None, observe_context=None):
+        gym.utils.EzPickle.__init__(self, env_id, context, observe_context)  # copies are made anew, in the same context
         self.env_id, self.context, task = env_id, complete_context(env_id, context), get_task(env_id)
         if observe_context not in (None, "raw", "scaled"):
             raise _unknown("observe_context", observe_context, ["raw", "scaled"])
@@ -194,6 +193,7 @@ class ContextEnv(gym.Env):
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
         self._diverged, self._obs = False, np.zeros(self.observation_space.shape, np.float32)
+        self._obs[len(self._obs) - len(self._suffix) :] = self._suffix
         self._simulate(lambda: (self._reset(seed), 0.0))
         return self._obs.copy(), {"diverged": self._diverged}
 
@@ -318,8 +318,8 @@ class SuiteEnv(ContextEnv):
         self.data, self.divergence = physics.data.ptr, (ArithmeticError, control.PhysicsError)
 
     def _reset(self, seed):
-        if seed is not None:
-            self._suite.task.random.seed(seed)
+        if seed is not None:  # below 2**32 as the suite's own task does it
+            self._suite.task.random.seed(seed if seed < 2**32 else np.random.SeedSequence(seed).generate_state(4))
         return self._flatten(self._suite.reset())
 
     def _step(self, action):
@@ -331,9 +331,10 @@ class SuiteEnv(ContextEnv):
 
 
 class GymEnv(ContextEnv):
-    """A gymnasium MuJoCo environment that never terminates, with gravity and gears edited."""
+    """A gymnasium MuJoCo environment that never terminates, with edited gravity and gears."""
 
     def _build(self, module, name):
+        from dm_control.mujoco import wrapper  # noqa: F401 (it sends what MuJoCo prints to absl's logger)
         from mujoco import mjtWarning as w
 
         cls = getattr(importlib.import_module(f"gymnasium.envs.mujoco.{module}"), name)
@@ -347,8 +348,8 @@ class GymEnv(ContextEnv):
 
     def _step(self, action):
         obs, reward, *_ = self._gym.step(action)
-        if self.data.warning.number[self._bad].any():  # MuJoCo has reset itself, and the numbers look fine
-            raise ArithmeticError("MuJoCo reports a bad state")
+        if self.data.warning.number[self._bad].any():
+            raise ArithmeticError("MuJoCo reports a bad state")  # and has reset itself: the numbers look fine
         return obs, reward
 
 

@@ -234,16 +234,16 @@ def make_envs(args):
 
 
 def train(args):
-    run, steps = make_run(args), aib_envs.get_task(args.env_id).steps
     torch.manual_seed(args.seed)
     device = torch.device("cuda" if torch.cuda.is_available() and args.cuda else "cpu")
 
     envs, eval_envs = make_envs(args)
     n, obs_dim, act_dim = envs.num_envs, envs.single_observation_space.shape[0], envs.single_action_space.shape[0]
     agent = Agent(obs_dim, act_dim, args).to(device)
-    window = agent.window_size
+    window, steps = agent.window_size, aib_envs.get_task(args.env_id).steps
     history = aib_envs.History(n, window, steps, obs_dim, act_dim)
     buffer = ReplayBuffer(history, args.buffer_size, device)
+    run = make_run(args)
 
     bar = tqdm(total=args.total_timesteps, desc=run.name.rpartition("__")[0], unit="update", mininterval=2)
     global_step, env_steps, episode, losses = 0, 0, 0, {}

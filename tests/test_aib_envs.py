@@ -1,7 +1,10 @@
 """The benchmark: tasks against the environments that they are built on, closed forms, context sets, protocol."""
 
+import copy
+import itertools
 import logging
 import math
+import pickle
 
 import gymnasium as gym
 import mujoco
@@ -60,11 +63,57 @@ def test_time_limit_truncates_and_nothing_terminates(env_id):
     assert [truncated for _, truncated in ends].index(True) == aib_envs.TASKS[env_id].steps - 1
 
 
-def test_table_has_the_fourteen_tasks():
-    thirteen = (
-        "DI DI-Friction DI-Perm ODE Cartpole Cheetah Reacher-E Reacher-H Reacher-H-Perm BallInCup Walker WalkerGym"
-    )
-    assert aib_envs.TASKS.keys() >= {*thirteen.split(), "HopperGym", *(f"ODE-{k}" for k in range(1, 21))}
+# The table of the paper, written down once more: obs/act, steps, K, overlap, training steps, upper return, and per
+# dimension key, default, training range, outer range (or the two values).
+MASS, INVERSION, PERMUTATION = ("mass", 1, 0.5, 1.5, 0.1, 2), ("inversion", 1, -1, 1), ("permutation", 0, 0, 1)
+LENGTH, STRENGTH = ("length", 1, 0.8, 1.2, 0.4, 1.6), ("actuator_strength", 1, 0.5, 1.5, 0.1, 2)
+GRAVITY, C0, C1 = ("gravity", 9.81, 4.91, 14.71, 0.98, 19.62), ("c0", 0, -5, 5, -10, 10), ("c1", 0, -5, 5, -10, 10)
+TABLE = {
+    "DI": (4, 2, 100, 24, False, 100_000, 100, MASS, INVERSION),
+    "DI-Friction": (4, 2, 100, 24, True, 100_000, 100, MASS, ("friction", 1, 0.5, 1.5, 0.1, 2)),
+    "DI-Perm": (4, 2, 100, 24, False, 100_000, 100, MASS, PERMUTATION),
+    "ODE": (1, 2, 200, 24, False, 100_000, 200, C0, C1),
+    "ODE-1": (1, 2, 200, 24, False, 100_000, 200, C0),
+    "Cartpole": (5, 1, 1000, 128, False, 100_000, 1000, ("length", 0.5, 0.3, 0.85, 0.1, 2), INVERSION),
+    "Cheetah": (17, 6, 1000, 128, False, 200_000, 1000, LENGTH, INVERSION),
+    "Reacher-E": (6, 2, 1000, 128, False, 200_000, 1000, LENGTH, INVERSION),
+    "Reacher-H": (6, 2, 1000, 128, False, 200_000, 1000, LENGTH, INVERSION),
+    "Reacher-H-Perm": (6, 2, 1000, 128, False, 200_000, 1000, LENGTH, PERMUTATION),
+    "BallInCup": (
+        8,
+        2,
+        1000,
+        128,
+        True,
+        200_000,
+        1000,
+        ("gravity", 9.81, 8, 12, 1, 20),
+        ("distance", 0.3, 0.24, 0.36, 0.1, 0.5),
+    ),
+    "Walker": (24, 6, 1000, 128, True, 200_000, 1000, GRAVITY, STRENGTH),
+    "WalkerGym": (17, 6, 1000, 128, True, 500_000, 5000, GRAVITY, STRENGTH),
+    "HopperGym": (11, 3, 1000, 128, True, 500_000, 4000, GRAVITY, STRENGTH),
+}
+
+
+@pytest.mark.parametrize("env_id", TABLE)
+def test_task_table_is_the_papers(env_id):
+    task = aib_envs.get_task(env_id)
+    row = (task.obs_dim, task.act_dim, task.steps, task.window, task.overlap, task.total_timesteps, task.bounds[1])
+    dimensions = [(d.key, d.default, *(d.values or (*d.inner, *d.outer))) for d in task.dimensions]
+    assert (*row, *dimensions) == TABLE[env_id] and task.bounds[0] == 0
+    assert make(env_id).context == {key: default for key, default, *_ in TABLE[env_id][7:]}
+    assert make(env_id).reset(seed=0)[0].shape == (task.obs_dim,)
+
+
+def test_every_task_is_compared_with_something():
+    physics = {env_id: task.physics.split()[0] for env_id, task in aib_envs.TASKS.items()}
+    assert SUITE.keys() == {env_id for env_id in physics if physics[env_id] == "SuiteEnv"}
+    assert GYM.keys() == {env_id for env_id in physics if physics[env_id] == "GymEnv"}
+    assert TABLE.keys() | {f"ODE-{k}" for k in range(2, 21)} == aib_envs.TASKS.keys()
+    for k in range(1, 21):
+        keys = [dimension.key for dimension in aib_envs.TASKS[f"ODE-{k}"].dimensions]
+        assert keys == [f"c{i}" for i in range(k)]
 
 
 # ------------------------------------ the default context is the original environment ---------------------------------
@@ -97,6 +146,28 @@ def test_default_context_is_the_gymnasium_environment(env_id):
         obs, reward, *_ = env.step(action)
         expected, expected_reward, *_ = original.step(action)
         assert reward == expected_reward
+
+
+@pytest.mark.parametrize("env_id", ["Cartpole", "Cheetah"])
+def test_resets_without_a_seed_go_on_as_the_suites(env_id):
+    env, original = make(env_id), suite.load(*SUITE[env_id], task_kwargs={"random": 7})
+    env.reset(seed=7)
+    for _ in range(3):
+        original.reset()
+        assert np.array_equal(env.data.qpos, original.physics.data.qpos)
+        env.reset()
+    one, other = make(env_id).reset()[0], make(env_id).reset()[0]
+    assert not np.array_equal(one, other)  # never seeded
+    assert np.array_equal(env.reset(seed=2**40)[0], make(env_id).reset(seed=2**40)[0])  # any seed of gymnasium's
+
+
+@pytest.mark.parametrize("env_id", ["DI", "Cheetah", "HopperGym"])
+def test_copies_keep_the_context(env_id):
+    context = aib_envs.context_set(env_id, "eval-out")[0]
+    env, actions = make(env_id, context), actions_for(make(env_id), 5)
+    for other in (copy.deepcopy(env), pickle.loads(pickle.dumps(env))):
+        assert other.context == context
+        assert np.array_equal(rollout(env, actions)[0], rollout(other, actions)[0])
 
 
 @pytest.mark.parametrize("env_id", ["DI", "Cartpole", "Cheetah", "Reacher-E", "Reacher-H"])
@@ -141,6 +212,29 @@ def test_context_sets_are_disjoint_in_the_continuous_dimensions(env_id):
         assert all(outer_a <= value < a or b < value <= outer_b for value in outside)
 
 
+@pytest.mark.parametrize("env_id", [env_id for env_id in TABLE if env_id != "ODE-1"])
+@pytest.mark.parametrize("split", aib_envs.SPLITS)
+def test_context_sets_recomputed_from_the_table(env_id, split):
+    points = []
+    for _, _, *numbers in TABLE[env_id][7:]:
+        if len(numbers) == 2:
+            points.append(numbers)
+            continue
+        a, b, low, high = numbers
+        margin = (b - a) / 100
+        between = lambda start, stop, n: [start + (stop - start) * i / (n - 1) for i in range(n)]
+        values = {
+            "train": between(a, b, 50),
+            "eval-in": between(a + margin, b - margin, 50),
+            "eval-out": between(low, a - margin, 25) + between(b + margin, high, 25),
+        }
+        points.append(values[split])
+    grid = [(x, y) for x in points[0] for y in points[1]]
+    expected = np.array([grid[i * (len(grid) - 1) // 19] for i in range(20)])
+    contexts = np.array([tuple(context.values()) for context in aib_envs.context_set(env_id, split)])
+    assert np.abs(contexts - expected).max() <= 0.5001e-4  # rounded to four digits, half of the last one away at most
+
+
 def test_context_sets_have_the_published_values():
     rows = lambda env_id, split: [tuple(context.values()) for context in aib_envs.context_set(env_id, split)]
     assert rows("DI", "train")[:3] == [(0.5, -1), (0.5408, 1), (0.602, -1)] and rows("DI", "train")[-1] == (1.5, 1)
@@ -148,6 +242,8 @@ def test_context_sets_have_the_published_values():
     assert rows("Cheetah", "eval-out")[:2] == [(0.4, -1), (0.433, 1)]
     assert [row[0] for row in rows("ODE-1", "train")][:2] == [-5.0, -4.5918]
     assert rows("ODE", "train") == rows("ODE-2", "train")
+    masses = [mass for mass, _ in rows("DI", "eval-out")]  # as np.round rounds 0.21375, 1.57125 and 1.93875
+    assert (masses[3], masses[11], masses[18]) == (0.2138, 1.5712, 1.9388)
     modes = [row[1] for row in rows("DI", "train")]
     assert sorted((modes.count(-1), modes.count(1))) == [9, 11]
 
@@ -156,6 +252,8 @@ def test_ode_k_draws_do_not_depend_on_global_seeds():
     first = aib_envs.context_set("ODE-5", "train")
     np.random.seed(123)  # noqa: NPY002
     assert aib_envs.context_set("ODE-5", "train") == first == sorted(first, key=lambda c: tuple(c.values()))
+    heads = [tuple(aib_envs.context_set("ODE-3", split)[0].values()) for split in aib_envs.SPLITS]  # must not change
+    assert heads == [(-4.7959, -3.3673, -4.5918), (-3.5, 1.3, -0.1), (-10.0, 7.7542, -6.9375)]
 
 
 # ------------------------------------------------------- closed forms -------------------------------------------------
@@ -189,9 +287,17 @@ def test_double_integrator_clips_and_rewards():
     env.state[:] = [0.99, -0.99, 1.0, -1.0]
     env.step(np.array([5.0, -5.0]))  # forces are clipped to 1, position and velocity too
     assert env.state.tolist() == [1.0, -1.0, 1.0, -1.0]
-    for seed in range(20):
+    env.state[:] = [0.15, 0.0, -1.0, 0.0]
+    assert env.step(np.zeros(2))[1] == 1.0  # the reward looks at the new position
+    env.state[:] = 0.0
+    env.step(np.array([5.0, 0.5]))
+    np.testing.assert_allclose(env.state, [0, 0, 0.1, 0.05])  # a force of 5 is one of 1
+    quadrants = set()
+    for seed in range(40):
         obs, _ = env.reset(seed=seed)
         assert ((np.abs(obs[:2]) > 0.8) & (np.abs(obs[:2]) < 1)).all() and (obs[2:] == 0).all()
+        quadrants.add(tuple(np.sign(obs[:2])))
+    assert len(quadrants) == 4
 
 
 def test_ode_closed_form():
@@ -209,12 +315,18 @@ def test_ode_closed_form():
 def test_ode_rewards_and_bounds():
     env = make("ODE-1", {"c0": 5.0})
     env.reset(seed=0)
-    for x, reward in [(0.0, 1), (-0.06, 1 / 2), (0.15, 1 / 3), (-0.3, 1 / 4), (1.9, 0.05), (-2.1, 0)]:
-        env.state[:] = x
-        assert env.step(np.zeros(2))[1] == reward
-    env.state[:] = 19.999
-    env.step(np.array([1.0, 0.0]))
-    assert env.state[0] == 20.0
+    levels = [(0.05, 1), (0.1, 1 / 2), (0.2, 1 / 3), (0.5, 1 / 4), (2.0, 0.05), (math.inf, 0)]
+    for (bound, reward), (_, next_reward) in itertools.pairwise(levels):
+        for sign in (-1, 1):
+            for x, expected in ((0.999 * bound, reward), (bound, next_reward)):
+                env.state[:] = sign * x
+                assert env.step(np.zeros(2))[1] == expected
+    for sign in (-1, 1):
+        env.state[:] = sign * 19.999
+        env.step(np.array([sign, 0.0]))
+        assert env.state[0] == sign * 20.0
+    starts = np.array([env.reset(seed=seed)[0][0] for seed in range(200)])
+    assert -1 < starts.min() < -0.9 and 0.9 < starts.max() < 1
 
 
 # --------------------------------------------------------- physics ----------------------------------------------------
@@ -318,6 +430,58 @@ def test_divergence_holds_the_observation_and_ends_rewards(env_id, caplog, tmp_p
     assert np.array_equal(rollout(env, [zero], seed=1)[0][1], held)  # nothing of it is left
 
 
+@pytest.mark.parametrize("field", ["qpos", "qvel", "qacc_warmstart", "ctrl"])
+@pytest.mark.parametrize("env_id", ["Walker", "WalkerGym"])
+def test_every_kind_of_divergence_is_seen(env_id, field, tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    env, action = make(env_id), np.zeros(6, np.float32)
+    env.reset(seed=0)
+    if field == "ctrl":
+        action[2] = np.nan
+    else:
+        getattr(env.data, field)[2] = 1e300 if field != "qacc_warmstart" else np.nan
+    obs, reward, *_, info = env.step(action)
+    if field != "qacc_warmstart":  # MuJoCo recovers from a bad warm start by itself
+        assert info["diverged"] and reward == 0
+    assert np.isfinite(obs).all() and np.isfinite(reward)
+    assert not capfd.readouterr().out and "Nan" not in capfd.readouterr().err
+
+
+def test_divergence_in_reset_and_of_the_reward(monkeypatch):
+    env = make("DI", {"mass": 2.0}, observe_context="raw")
+    env.reset(seed=0)
+    monkeypatch.setattr(env, "_step", lambda action: (env.state, math.nan))
+    assert env.step(np.zeros(2))[1:] == (0.0, False, False, {"diverged": True})
+
+    def fails(seed):
+        raise ArithmeticError("no start")
+
+    monkeypatch.setattr(env, "_reset", fails)
+    obs, info = env.reset(seed=0)
+    assert info == {"diverged": True} and obs.tolist() == [0, 0, 0, 0, 2, 1]
+    assert env.step(np.zeros(2))[1:] == (0.0, False, False, {"diverged": True})
+
+
+def test_history_counts_the_steps_before_a_divergence_and_keeps_rewards():
+    history = aib_envs.History(2, 3, 5, 1, 1)
+    for t in range(-3, 5):
+        obs, diverged = np.full((2, 1), t), np.array([t >= 2, t == -2])
+        history.add(obs, np.zeros((2, 1)), np.array([t, 10 * t]), obs + 1, diverged)
+    assert history.lengths.tolist() == [2, 5]
+    assert history.rewards.tolist() == [[0, 1, 2, 3, 4], [0, 10, 20, 30, 40]]
+
+
+def test_observations_are_the_callers_own():
+    env = make("DI")
+    first, _ = env.reset(seed=0)
+    second = env.step(np.ones(2))[0]
+    kept = second.copy()
+    env.step(np.ones(2))
+    assert first is not second and np.array_equal(second, kept)
+    second[:] = 9
+    assert not (env.step(np.zeros(2))[0] == 9).any()
+
+
 # --------------------------------------------------------- bad input --------------------------------------------------
 
 
@@ -330,12 +494,21 @@ def test_divergence_holds_the_observation_and_ends_rewards(env_id, caplog, tmp_p
         (lambda: make("DI", {"mas": 1.0}), r"'mas' \(did you mean mass\?\); allowed: mass, inversion"),
         (lambda: make("DI", {"gravity": 1.0}), "allowed: mass, inversion"),
         (lambda: make("DI", {"mass": math.nan}), "mass must be a finite number"),
-        (lambda: make("DI", {"mass": -1.0}), "mass must be a finite number >= 0.001"),
+        (lambda: make("DI", {"mass": -1.0}), "mass must be a finite number from 0.001 to 1000.0"),
+        (lambda: make("DI", {"mass": True}), "mass must be a finite number"),
+        (lambda: make("DI", {"mass": None}), "mass must be a finite number"),
+        (lambda: make("DI", {"mass": [1.0]}), "mass must be a finite number"),
+        (lambda: make("DI", {"mass": 10**400}), "mass must be a finite number"),
+        (lambda: make("ODE", {"c0": 10**400}), "c0 must be a finite number"),
+        (lambda: make("DI", [1.0]), "context must be a dict with keys from mass, inversion"),
+        (lambda: make("DI", 0), "context must be a dict"),
+        (lambda: make("BallInCup", {"distance": 1.0}), "distance must be a finite number from 0.01 to 0.9"),
+        (lambda: aib_envs.get_task(["DI"]), "unknown task"),
         (lambda: make("DI", {"mass": "heavy"}), "mass must be a finite number"),
         (lambda: make("DI", {"inversion": 0}), "inversion must be -1 or 1"),
         (lambda: make("DI-Perm", {"permutation": 2}), "permutation must be 0 or 1"),
         (lambda: make("Cheetah", {"length": 0.0}), "length must be"),
-        (lambda: make("Walker", {"gravity": -9.81}), "gravity must be a finite number >= 0"),
+        (lambda: make("Walker", {"gravity": -9.81}), "gravity must be a finite number from 0 to"),
         (lambda: make("Walker", {"actuator_strength": math.inf}), "actuator_strength must be a finite number"),
         (lambda: make("DI", observe_context="yes"), "allowed: raw, scaled"),
         (lambda: make("DI").step(np.zeros(3)), r"shape \(2,\)"),
@@ -345,6 +518,18 @@ def test_bad_input_gets_one_clear_line(call, message):
     with pytest.raises(ValueError, match=message) as error:
         call()
     assert "\n" not in str(error.value)
+
+
+def test_numbers_of_any_type_are_taken_in_table_order():
+    context = {"actuator_strength": np.float32(0.5), "gravity": np.uint8(10)}
+    env = make("Walker", context)
+    assert list(env.context.items()) == [("gravity", 10.0), ("actuator_strength", 0.5)]
+    assert env.model.opt.gravity[2] == -10 and type(env.context["gravity"]) is float
+
+
+def test_the_whole_range_of_a_context_can_be_reset():
+    for distance in (0.01, 0.9):  # a ball hung so low that it touches the ground would be placed for ever
+        assert np.isfinite(make("BallInCup", {"distance": distance}).reset(seed=0)[0]).all()
 
 
 # -------------------------------------------------------- true context ------------------------------------------------
@@ -403,10 +588,15 @@ def test_evaluation_protocol():
         calls.append((history.t, obs.copy()))
         return np.zeros((60, 2), np.float32)
 
+    contexts = [c for split in aib_envs.SPLITS for c in aib_envs.context_set("DI", split)]
+    assert [env.unwrapped.context for env in envs.envs] == contexts
+    assert envs.metadata["autoreset_mode"] == gym.vector.AutoresetMode.DISABLED
     with_window = aib_envs.evaluate(envs, policy, 24, 2)
+    warm_up = [obs for t, obs in calls if t == -24]
     starts = [obs for t, obs in calls if t == 0]
     assert [t for t, _ in calls] == [*range(-24, 100)] * 2 and len(starts) == 2
     assert not np.array_equal(starts[0], starts[1])  # rollouts differ
+    assert not any(np.array_equal(a, b) for a, b in itertools.product(warm_up, starts))  # the warm-up has its own
     assert len(np.unique(starts[0][:, 0])) == 60  # contexts and sets differ
     calls.clear()
     without = aib_envs.evaluate(envs, policy, 0, 2)

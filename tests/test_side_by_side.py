@@ -51,15 +51,25 @@ PAIRS = list(itertools.combinations(SCRIPTS, 2))
 
 
 def group_of(name, script):
-    groups = DIFFERENT.get(name, ("+".join(SCRIPTS), ""))[0].split()
-    return next(i for i, group in enumerate(groups) if script in group.split("+"))
+    """The number of the group in which `script` has its version of `name`."""
+    groups = [group.split("+") for group in DIFFERENT.get(name, ("+".join(SCRIPTS), ""))[0].split()]
+    own = [i for i, group in enumerate(groups) if script in group]
+    assert own, f"{script}_sac.py defines {name}: put {script} into a group of DIFFERENT[{name!r}], or make one for it"
+    return own[0]
 
 
 @pytest.mark.parametrize(("one", "other"), PAIRS)
 def test_definitions_of_the_same_name_are_the_same_to_the_letter(one, other):
-    for name in DEFINITIONS[one].keys() & DEFINITIONS[other].keys():
-        same = DEFINITIONS[one][name] == DEFINITIONS[other][name]
-        assert same == (group_of(name, one) == group_of(name, other)), f"{name} in {one}_sac.py and {other}_sac.py"
+    problems = []
+    for name in sorted(DEFINITIONS[one].keys() & DEFINITIONS[other].keys()):
+        a, b = (DEFINITIONS[script][name] for script in (one, other))
+        together = group_of(name, one) == group_of(name, other)
+        if together and a != b:
+            diff = "\n".join(difflib.unified_diff(a.splitlines(), b.splitlines(), one, other, lineterm="", n=1))
+            problems.append(f"{name} differs: make it the same, or list it in DIFFERENT with the reason\n{diff}")
+        if not together and a == b:
+            problems.append(f"{name} is the same in {one} and {other}, but DIFFERENT puts them into two groups")
+    assert not problems, "\n".join(problems)
 
 
 def test_most_definitions_are_shared():
