@@ -153,6 +153,15 @@ def test_parameter_count_on_walker_is_the_papers():
     assert sum(count(name) for name in ("actor", "qf1", "qf2", "dynamics", "encoder", "hypernetwork")) == 352_366
 
 
+def test_log_standard_deviation_ends_at_minus_5_and_2():
+    agent = make_agent()
+    for bias, bound in ((-1e3, -5.0), (1e3, 2.0), (0.0, -1.5)):
+        torch.nn.init.zeros_(agent.actor.head.weight)
+        torch.nn.init.constant_(agent.actor.head.bias, bias)
+        _, log_std = agent.actor(torch.randn(7, 4), agent.hypernetwork(torch.rand(7, 8)))
+        assert torch.equal(log_std, torch.full((7, 2), bound))
+
+
 def test_adapter_follows_the_trunk_directly():
     """Linear, ReLU, Linear, adapter (which ends with a ReLU), head, written out with materialised matrices."""
     network, hypernetwork = script.MLP(5, 3).double(), Hypernetwork(8).double()
