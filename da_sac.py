@@ -229,6 +229,7 @@ class Agent(nn.Module):
         """One gradient step on a sampled batch. Returns the losses."""
         (obs, context), (next_obs, _) = (x.tensor_split([-self.dims], dim=1) for x in (obs, next_obs))
         obs_actions, losses = torch.cat([obs, actions], 1), {}
+
         # Critics. Episodes end by time limit only, so the target always bootstraps.
         with torch.no_grad():
             next_actions, next_log_pi = self.actor.get_action(next_obs, context)
@@ -260,7 +261,6 @@ class Agent(nn.Module):
         with torch.no_grad():
             targets = [*self.qf1_target.parameters(), *self.qf2_target.parameters()]
             torch._foreach_lerp_(targets, [*self.qf1.parameters(), *self.qf2.parameters()], self.args.tau)
-
         return {name: loss.detach() for name, loss in losses.items()}
 
 

@@ -48,9 +48,7 @@ class Args:
     dynamics_lr: float = 3e-4  # learning rate of what the dynamics loss trains
     mask_prob: float = 0.4  # probability with which the encoder's inputs are masked in training
     normalise: bool = True  # AvgL1Norm at the encoder's input and SimNorm at its end
-    rl_only: bool = (
-        False  # hypernetworks for policy and Q-functions only; the dynamics model gets z appended to its input
-    )
+    rl_only: bool = False  # hypernetworks for policy and Q-functions only; the dynamics model sees z as an input
 
 
 POLICY_FREQUENCY = 2  # the policy is updated every second gradient step, twice
@@ -300,6 +298,7 @@ class Agent(nn.Module):
     def update(self, obs, actions, next_obs, rewards, window, global_step):
         """One gradient step (Algorithm 1) on a sampled batch. Returns the losses."""
         obs_actions, losses = torch.cat([obs, actions], 1), {}
+
         # Predict the dynamics (Eqs. 1, 2). What this loss trains takes its step at the very end.
         self.encoder.train()
         z = self.infer(window)
@@ -366,9 +365,8 @@ def make_run(args):
 
 
 def make_envs(args):
-    return aib_envs.make_vec(args.env_id, aib_envs.context_set(args.env_id, "train")), aib_envs.make_eval_envs(
-        args.env_id
-    )
+    envs = aib_envs.make_vec(args.env_id, aib_envs.context_set(args.env_id, "train"))
+    return envs, aib_envs.make_eval_envs(args.env_id)
 
 
 def train(args):

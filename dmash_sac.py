@@ -287,6 +287,7 @@ class Agent(nn.Module):
     def update(self, obs, actions, next_obs, rewards, window, global_step):
         """One gradient step (Algorithm 1) on a sampled batch. Returns the losses."""
         obs_actions, losses = torch.cat([obs, actions], 1), {}
+
         # Predict the dynamics (Eqs. 1, 2). What this loss trains takes its step at the very end: detached or not, omega
         # shares the hypernetwork's memory, and all losses must see the same one.
         self.encoder.train()
@@ -356,9 +357,8 @@ def make_run(args):
 
 
 def make_envs(args):
-    return aib_envs.make_vec(args.env_id, aib_envs.context_set(args.env_id, "train")), aib_envs.make_eval_envs(
-        args.env_id
-    )
+    envs = aib_envs.make_vec(args.env_id, aib_envs.context_set(args.env_id, "train"))
+    return envs, aib_envs.make_eval_envs(args.env_id)
 
 
 def train(args):

@@ -173,6 +173,7 @@ class Agent(nn.Module):
     def update(self, obs, actions, next_obs, rewards, global_step):
         """One gradient step on a sampled batch. Returns the losses."""
         obs_actions, losses = torch.cat([obs, actions], 1), {}
+
         # Critics. Episodes end by time limit only, so the target always bootstraps.
         with torch.no_grad():
             next_actions, next_log_pi = self.actor.get_action(next_obs)
@@ -204,7 +205,6 @@ class Agent(nn.Module):
         with torch.no_grad():
             targets = [*self.qf1_target.parameters(), *self.qf2_target.parameters()]
             torch._foreach_lerp_(targets, [*self.qf1.parameters(), *self.qf2.parameters()], self.args.tau)
-
         return {name: loss.detach() for name, loss in losses.items()}
 
 

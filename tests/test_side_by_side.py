@@ -108,6 +108,12 @@ def test_files_are_short(file, limit):
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
+def test_every_flag_is_explained_on_its_line(script):  # tyro shows that comment in --help
+    for line in DEFINITIONS[script]["Args"].splitlines()[2:]:
+        assert re.fullmatch(r"    \w+: .+ = .+  # .+", line), line
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
 def test_scripts_do_not_import_each_other(script):
     imports = {node for node in ast.walk(ast.parse(source(script))) if isinstance(node, ast.Import | ast.ImportFrom)}
     modules = {getattr(node, "module", None) or alias.name for node in imports for alias in node.names}
