@@ -40,6 +40,7 @@ def metrics_of(directory):
         ("dmash_sac.py", "WalkerGym", "", "DMAstar-SH"),
         ("dmash_sac.py", "DI-Perm", "--mask-prob 0 --no-normalise", "DMA-SH"),
         ("dmash_sac.py", "DI", "--no-detach-critic", "DMAstar-SH-nodetach-critic"),
+        ("dmash_sac.py", "DI", "--no-detach-actor", "DMAstar-SH-nodetach-actor"),
         ("dmash_sac.py", "DI", "--no-detach-actor --no-detach-critic", "DMAstar-SH-nodetach-critic-nodetach-actor"),
         ("dmah_sac.py", "DI", "", "DMAstar-H"),
         ("dmah_sac.py", "DI", "--rl-only", "DMAstar-H-RLonly"),
