@@ -168,6 +168,27 @@ def test_non_detached_rl_losses_join_the_step_of_encoder_and_hypernetwork(flag):
     assert modules(moved(*make(dmash_sac, **{flag: False}))) == CONTEXT | RL | {"hypernetwork"}
 
 
+# ------------------------------------------------ replay without a window --------------------------------------------
+
+
+@pytest.mark.parametrize("script", [dr_sac, da_sac])
+def test_buffer_without_a_window_samples_every_step_of_the_kept_episodes(script):
+    history = aib_envs.History(3, 0, 10, 2, 1)
+    buffer = script.ReplayBuffer(history, 25, "cpu")  # two episodes
+    for episode in range(3):  # the third one takes the place of the first
+        history.begin()
+        for t in range(10):
+            obs = np.stack([10 * episode + np.arange(3), np.full(3, t)], 1)
+            diverged = np.array([False, t >= 4, False])
+            history.add(obs, 0.5 * obs[:, 1:], 2 * obs[:, 1], obs + [0, 1], diverged)
+        buffer.add(history)
+    obs, actions, next_obs, rewards = buffer.sample(5000)
+    assert torch.equal(next_obs, obs + torch.tensor([0, 1]))
+    assert torch.equal(actions, 0.5 * obs[:, 1:]) and torch.equal(rewards, 2 * obs[:, 1])
+    drawn = {tuple(row) for row in obs.int().tolist()}
+    assert drawn == {(10 * e + c, t) for e in (1, 2) for c in range(3) for t in range(4 if c == 1 else 10)}
+
+
 # ------------------------------------------------------ DMA-Pearl ----------------------------------------------------
 
 
