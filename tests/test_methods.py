@@ -180,7 +180,7 @@ def test_buffer_without_a_window_samples_every_step_of_the_kept_episodes(script)
         for t in range(10):
             obs = np.stack([10 * episode + np.arange(3), np.full(3, t)], 1)
             diverged = np.array([False, t >= 4, False])
-            history.add(obs, 0.5 * obs[:, 1:], 2 * obs[:, 1], obs + [0, 1], diverged)
+            history.add(obs, 0.5 * obs[:, 1:], 2 * obs[:, 1], obs + np.array([0, 1]), diverged)
         buffer.add(history)
     obs, actions, next_obs, rewards = buffer.sample(5000)
     assert torch.equal(next_obs, obs + torch.tensor([0, 1]))
