@@ -424,6 +424,7 @@ def test_divergence_holds_the_observation_and_ends_rewards(env_id, caplog, tmp_p
             obs, reward, terminated, truncated, info = env.step(zero)
             assert np.array_equal(obs, held) and reward == 0.0 and info == {"diverged": True}
             assert not terminated and not truncated
+            obs[:] = 9  # the caller's own copy
     assert len(caplog.records) == 1 and env_id in caplog.text
     obs, info = env.reset(seed=1)
     assert info == {"diverged": False} and env.step(zero)[4] == {"diverged": False}
