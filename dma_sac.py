@@ -47,7 +47,7 @@ class Args:
     dynamics_lr: float = 3e-4  # learning rate of what the dynamics loss trains
     mask_prob: float = 0.2  # probability with which the encoder's inputs are masked in training
     normalise: bool = True  # AvgL1Norm at the encoder's input and SimNorm at its end
-    kl_beta: float = 0.0  # weight of the KL divergence; above 0 a Gaussian encoder without masks and norms (DMA-Pearl)
+    kl_beta: float = 0.0  # DMA-Pearl: Gaussian encoder without masks and norms, dynamics loss x (1 + beta KL)
 
 
 POLICY_FREQUENCY = 2  # the policy is updated every second gradient step, twice
@@ -333,7 +333,7 @@ def train(args):
     buffer = ReplayBuffer(history, args.buffer_size, device)
     run = make_run(args)
 
-    bar = tqdm(total=args.total_timesteps, desc=run.name.rpartition("__")[0], unit="update", mininterval=2)
+    bar = tqdm(total=args.total_timesteps, desc=run.name.rpartition("__")[0], unit="update", mininterval=5)
     global_step, env_steps, episode, losses = 0, 0, 0, {}
     seconds, clock = dict.fromkeys(("act", "env", "sample", "update", "eval"), 0.0), time.perf_counter()
 

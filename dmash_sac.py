@@ -158,10 +158,7 @@ class Hypernetwork(nn.Module):
         self.first, self.second, self.head = nn.Linear(inputs + 8, 64), nn.Linear(64, 64), nn.Linear(64, 512)
 
     def forward(self, z):
-        of_z, of_e = (
-            self.first.weight[:, :-8],
-            self.first.weight[:, -8:],
-        )  # first([z; e_j]), the part of z once for all j
+        of_z, of_e = self.first.weight[:, :-8], self.first.weight[:, -8:]  # first([z; e_j]); z's part once for all j
         x = F.relu(F.linear(z, of_z, self.first.bias)[:, None] + F.linear(self.embeddings, of_e))  # [batch, 33, 64]
         down, up, last = F.relu(self.second(x)).split([16, 16, 1], dim=1)
         b_down, b_up, _ = self.head(last[:, 0]).split([32, 256, 224], dim=1)
@@ -373,7 +370,7 @@ def train(args):
     buffer = ReplayBuffer(history, args.buffer_size, device)
     run = make_run(args)
 
-    bar = tqdm(total=args.total_timesteps, desc=run.name.rpartition("__")[0], unit="update", mininterval=2)
+    bar = tqdm(total=args.total_timesteps, desc=run.name.rpartition("__")[0], unit="update", mininterval=5)
     global_step, env_steps, episode, losses = 0, 0, 0, {}
     seconds, clock = dict.fromkeys(("act", "env", "sample", "update", "eval"), 0.0), time.perf_counter()
 

@@ -245,7 +245,7 @@ def train(args):
     buffer = ReplayBuffer(history, args.buffer_size, device)
     run = make_run(args)
 
-    bar = tqdm(total=args.total_timesteps, desc=run.name.rpartition("__")[0], unit="update", mininterval=2)
+    bar = tqdm(total=args.total_timesteps, desc=run.name.rpartition("__")[0], unit="update", mininterval=5)
     global_step, env_steps, episode, losses = 0, 0, 0, {}
     seconds, clock = dict.fromkeys(("act", "env", "sample", "update", "eval"), 0.0), time.perf_counter()
 
