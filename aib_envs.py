@@ -1,9 +1,9 @@
 """Actuator Inversion Benchmark (AIB): tasks, context sets, environments and evaluation protocol.
 
 Fourteen control tasks (one of them, ODE-k, in 20 sizes) from "Dynamics-Aligned Shared Hypernetworks" (arXiv
-2602.06550). The reward of a task is fixed; its dynamics depend on a context (pole length, gravity, reversed actuators, ...) that is constant within an episode and
-that the agent is not told. An agent trains on 20 contexts and is evaluated with frozen weights on three sets of 20:
-`train`, `eval-in` (interpolation) and `eval-out` (extrapolation).
+2602.06550). The reward of a task is fixed; its dynamics depend on a context (pole length, gravity, reversed actuators,
+...) that is constant within an episode and that the agent is not told. An agent trains on 20 contexts and is evaluated
+with frozen weights on three sets of 20: `train`, `eval-in` (interpolation) and `eval-out` (extrapolation).
 
     import aib_envs, gymnasium
     env = gymnasium.make("AIB/Cheetah-v0", context={"length": 1.1, "inversion": -1})
