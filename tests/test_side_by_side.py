@@ -102,6 +102,14 @@ def test_the_papers_idea_is_a_short_diff():
     assert sum(line[0] in "+-" for line in diff) < 120
 
 
+def test_the_readmes_diff_is_in_the_scripts():
+    (block,) = re.findall(r"```diff\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    lines = [line for line in block.splitlines() if line.strip()]
+    for sign, script in (("-", "dma"), ("+", "dmash")):
+        shown = [line[1:] for line in lines if line[0] in (sign, " ")]
+        assert len(shown) > 10 and set(shown) <= set(source(script).splitlines())
+
+
 @pytest.mark.parametrize(("file", "limit"), [*((f"{script}_sac.py", 550) for script in SCRIPTS), ("aib_envs.py", 450)])
 def test_files_are_short(file, limit):
     assert len((ROOT / file).read_text().splitlines()) < limit
