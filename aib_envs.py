@@ -1,14 +1,10 @@
 """Actuator Inversion Benchmark (AIB): tasks, context sets, environments and evaluation protocol.
 
 Fourteen control tasks (one of them, ODE-k, in 20 sizes) from "Dynamics-Aligned Shared Hypernetworks" (arXiv
-2602.06550). The reward of a task is fixed; its dynamics depend on a context (pole length, gravity, reversed actuators,
-...) that is constant within an episode and that the agent is not told. An agent trains on 20 contexts and is evaluated
-with frozen weights on three sets of 20: `train`, `eval-in` (interpolation) and `eval-out` (extrapolation).
-
-    import aib_envs, gymnasium
-    env = gymnasium.make("AIB/Cheetah-v0", context={"length": 1.1, "inversion": -1})
-    aib_envs.context_set("Cheetah", "eval-out")  # 20 dicts
-"""
+2602.06550), registered with gymnasium as AIB/Cheetah-v0 etc. A task's reward is fixed; its dynamics depend on a context
+(pole length, reversed actuators) that is constant within an episode and that the agent is not told. It trains on 20
+contexts and is evaluated with frozen weights on three sets of 20: `train`, `eval-in` (interpolation) and `eval-out`
+(extrapolation)."""
 
 import copy
 import difflib
@@ -174,15 +170,16 @@ class ContextEnv(gym.Env, gym.utils.EzPickle):
     Actions: float [act_dim] in [-1, 1]. Observations: float32 [obs_dim], with the context vector at the end if
     `observe_context` is "raw" or "scaled". Episodes never terminate; gymnasium's TimeLimit truncates them. When the
     simulation diverges, one warning is logged, and until the next reset the last finite observation is held, rewards
-    are 0 and `info["diverged"]` is True. `context` is the complete context (dict).
+    are 0 and `info["diverged"]` is True. `context` is the complete context (dict). Pictures: uint8 [240, 320, 3].
     """
 
-    metadata: ClassVar = {"render_modes": []}
+    metadata: ClassVar = {"render_modes": ["rgb_array"], "render_fps": 20}
     divergence = (ArithmeticError,)  # what _reset and _step raise when the simulation diverges
 
-    def __init__(self, env_id, context=None, observe_context=None):
-        gym.utils.EzPickle.__init__(self, env_id, context, observe_context)  # copies are made anew, in the same context
+    def __init__(self, env_id, context=None, observe_context=None, render_mode=None):
+        gym.utils.EzPickle.__init__(self, env_id, context, observe_context, render_mode)  # copies are made anew
         self.env_id, self.context, task = env_id, complete_context(env_id, context), get_task(env_id)
+        self.render_mode, self._camera = render_mode, render_mode and importlib.import_module("aib_render")
         if observe_context not in (None, "raw", "scaled"):
             raise _unknown("observe_context", observe_context, ["raw", "scaled"])
         self._suffix = context_vector(env_id, self.context, observe_context == "scaled") if observe_context else []
@@ -222,8 +219,11 @@ class ContextEnv(gym.Env, gym.utils.EzPickle):
         logger.warning("%s diverged in context %s (%s): no rewards from here on", self.env_id, self.context, reason)
         return 0.0
 
-    def _build(self):
-        """Makes the simulation. `_reset(seed)` then returns an observation, `_step(action)` observation and reward."""
+    def render(self):
+        return self._camera and self._camera.picture(self)
+
+    def _build(self):  # then `_reset(seed)` returns an observation, `_step(action)` observation and reward
+        """Makes the simulation."""
 
 
 class DoubleIntegrator(ContextEnv):
@@ -358,13 +358,11 @@ for _id, _task in TASKS.items():
     gym.register(f"AIB/{_id}-v0", _entry, kwargs={"env_id": _id}, max_episode_steps=_task.steps)
 
 
-def make_vec(env_id, contexts, observe_context=None):
+def make_vec(env_id, contexts, **options):
     """A gymnasium vector environment, one environment per context, that steps them in lockstep and never resets itself.
-
-    `infos["diverged"]` [n] tells which simulations have diverged in this episode.
-    """
+    `options` go to gymnasium.make. `infos["diverged"]` [n] tells which simulations have diverged in this episode."""
     get_task(env_id)
-    make = functools.partial(gym.make, f"AIB/{env_id}-v0", disable_env_checker=True, observe_context=observe_context)
+    make = functools.partial(gym.make, f"AIB/{env_id}-v0", disable_env_checker=True, **options)
     makers = [functools.partial(make, context=context) for context in contexts]
     return gym.vector.SyncVectorEnv(makers, autoreset_mode=gym.vector.AutoresetMode.DISABLED)
 
@@ -381,8 +379,8 @@ class History:
     """The running episode of n environments in lockstep: K warm-up steps, then T steps, every observation stored once.
 
     obs [n, K + T + 2, obs_dim]: K + 1 observations of the warm-up, T + 1 of the episode. actions [n, K + T, act_dim].
-    rewards [n, T]. lengths [n]: steps before the simulation diverged, T if it did not. t: the current step, -K at the
-    start of the warm-up and 0 at the start of the episode.
+    rewards [n, T]. lengths [n]: steps before the simulation diverged, if it did. t: the current step, from -K (start of
+    the warm-up) and 0 (start of the episode) on.
     """
 
     def __init__(self, num_envs, window, steps, obs_dim, act_dim):
@@ -410,9 +408,7 @@ class History:
 
     def window(self, positions):
         """Past transitions at `positions` [n or 1, m] of the window: 0 is the oldest, K - 1 the one just before `t`.
-
-        Returns obs, actions and deltas (next_obs - obs), each [n, m, dim]; zeros for what lies before the warm-up.
-        """
+        Returns obs, actions and deltas (next_obs - obs), each [n, m, dim]; zeros for what lies before the warm-up."""
         i = self.t + positions
         row, known, i = np.arange(len(self.obs))[:, None], (i >= 0)[..., None], np.maximum(i, 0)
         position = i + (i >= self.window_size)
@@ -420,17 +416,22 @@ class History:
         return obs * known, self.actions[row, i] * known, (self.obs[row, position + 1] - obs) * known
 
 
-def make_eval_envs(env_id, observe_context=None):
-    """The vector environment that `evaluate` steps: the 20 contexts of train, of eval-in and of eval-out."""
-    return make_vec(env_id, [c for split in SPLITS for c in context_set(env_id, split)], observe_context)
+def eval_contexts(env_id):
+    """The 60 contexts of an evaluation: 20 of train, of eval-in and of eval-out."""
+    return [context for split in SPLITS for context in context_set(env_id, split)]
+
+
+def by_split(returns):
+    """What `evaluate` returns in `eval_contexts` [60, rollouts], as {split: [20, rollouts]}."""
+    return dict(zip(SPLITS, np.split(returns, len(SPLITS)), strict=True))
 
 
 def evaluate(envs, policy, window, rollouts):
-    """The benchmark's protocol: what `policy` earns in every context of the three sets.
+    """The benchmark's protocol: undiscounted returns [n, rollouts] of `policy` in the n environments of a `make_vec`.
 
-    `envs` comes from `make_eval_envs`. `policy(obs [60, obs_dim], history) -> actions [60, act_dim]` must be
-    deterministic. With `window` = K > 0 every rollout begins with K warm-up steps, which fill the window and earn
-    nothing. Reset seeds depend on set, context and rollout only. Returns {split: undiscounted returns [20, rollouts]}.
+    `policy(obs [n, obs_dim], history) -> actions [n, act_dim]` must be deterministic. With `window` = K > 0 every
+    rollout begins with K warm-up steps, which fill the window and earn nothing. Reset seeds depend on the rollout and
+    on the environment's place in `envs` (so with `eval_contexts` on set and context) only.
     """
     task = get_task(envs.envs[0].unwrapped.env_id)
     history = History(envs.num_envs, window, task.steps, envs.single_observation_space.shape[0], task.act_dim)
@@ -445,4 +446,4 @@ def evaluate(envs, policy, window, rollouts):
             history.add(obs, actions, rewards, next_obs, infos["diverged"])
             returns[:, rollout] += rewards * (t >= 0)
             obs = next_obs
-    return dict(zip(SPLITS, np.split(returns, len(SPLITS)), strict=True))
+    return returns

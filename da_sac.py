@@ -5,10 +5,11 @@ Q-function have a hypernetwork of their own, which turns the true context into t
 end to end from their RL loss. The context enters nowhere else. Start it with: python da_sac.py --env-id DI
 """
 
-import contextlib
 import copy
-import io
+import fcntl
 import json
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -19,11 +20,11 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-import tyro
 from torch import nn
 from tqdm import tqdm
 
 import aib_envs
+import aib_tools
 
 # ----------------------------------------------------- Arguments ------------------------------------------------------
 
@@ -34,9 +35,15 @@ class Args:
     seed: int = 1  # seed of the run
     total_timesteps: int | None = None  # vector steps (one in every context) = gradient steps; default: the task's own
     cuda: bool = True  # use a GPU if there is one
-    run_dir: Path = Path("runs")  # where the run's own directory is made
+    run_dir: str = "runs"  # where the run's own directory is made
     eval_every: int = 5_000  # steps between evaluations with 1 rollout per context
     eval_rollouts: int = 10  # rollouts per context of the last evaluation
+    resume: str | None = None  # directory of a run to go on with; more --total-timesteps extend a finished one
+    keep_checkpoint: bool = False  # keep the checkpoint of a finished run, so that it can be extended
+    eval_only: str | None = None  # directory of a finished run, whose last evaluation is repeated
+    context: tuple[str, ...] = ()  # with --eval-only: the one context to roll out in, as in length=1.3 inversion=-1
+    capture_video: bool = False  # at the end, record an episode as video.gif: in --context, or in both modes
+    track: bool = False  # send metrics and video to Weights & Biases
     learning_starts: int = 5_000  # vector steps with random actions that come before the first gradient step
     buffer_size: int = 100_000  # transitions per context in the replay buffer
     batch_size: int = 256  # transitions per gradient step
@@ -53,34 +60,6 @@ WIDTH = 256  # size of the networks' layers
 
 def method_name(args):
     return "DA" + "-scaled" * args.scale_context
-
-
-def fail(message):
-    print(f"{Path(sys.argv[0]).name}: {message}", file=sys.stderr)
-    sys.exit(2)
-
-
-def parse_args():
-    console = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(console):
-            args = tyro.cli(Args, description=__doc__)
-        task = aib_envs.get_task(args.env_id)
-    except SystemExit as stop:
-        if not stop.code:
-            raise
-        lines = [line.strip("│ ─") for line in console.getvalue().splitlines() if line.startswith("│")]
-        fail(" ".join(filter(None, lines)))  # tyro draws a box of several lines
-    except ValueError as error:
-        fail(error)
-    if args.total_timesteps is None:
-        args.total_timesteps = task.total_timesteps
-    at_least = {"seed": 0, "learning_starts": task.steps, "buffer_size": task.steps}  # sampling needs a whole episode
-    for name, value in vars(args).items():
-        low, high = (0, 1) if isinstance(value, float) else (at_least.get(name, 1), 2**32 - 1)
-        if type(value) in (int, float) and not low <= value <= high:
-            fail(f"--{name.replace('_', '-')} must be from {low} to {high} for {args.env_id}; got {value}")
-    return args
 
 
 # --------------------------------- Hypernetwork and the adapter that it generates -------------------------------
@@ -215,7 +194,7 @@ class Agent(nn.Module):
         self.alpha_optimizer = torch.optim.Adam([self.log_alpha], lr=args.q_lr)
 
     @torch.no_grad()
-    def act(self, obs, history, training):
+    def act(self, obs, history, training=False):
         """obs [n, obs_dim] -> actions [n, act_dim]: sampled in training, deterministic in evaluation (all NumPy)."""
         to = lambda x: torch.from_numpy(x).to(self.log_alpha.device)
         obs, context = to(obs).tensor_split([-self.dims], dim=1)
@@ -261,46 +240,128 @@ class Agent(nn.Module):
         return {name: loss.detach() for name, loss in losses.items()}
 
 
+# --------------------------------------------------------- Run --------------------------------------------------------
+# Its directory holds config.json, metrics.jsonl, checkpoint.pt and, in the end, agent.pt and results.json. None of this
+# has to do with the method.
+
+FORMAT = 1  # of checkpoint.pt
+STOP = []  # signals that have asked for an end
+
+
+def open_run(args):
+    """A new directory, or that of --resume; its configuration; its metrics.jsonl, which stays locked."""
+    if args.resume:
+        run, config = Path(args.resume), aib_tools.read_config(args.resume, Args)
+    else:
+        method = method_name(args)
+        run = Path(args.run_dir) / f"{args.env_id}__{method}__{args.seed}__{time.time_ns() // 1_000_000}"
+        config = {"run": run.name, "script": Path(__file__).name, "method": method}
+        config["versions"] = {name: version(name) for name in ("torch", "numpy", "mujoco", "dm_control", "gymnasium")}
+        config["commit"] = subprocess.getoutput(f"git -C '{Path(__file__).parent}' rev-parse HEAD 2>/dev/null")
+        run.mkdir(parents=True)
+    metrics, results = open(run / "metrics.jsonl", "a"), run / "results.json"
+    try:
+        fcntl.flock(metrics, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        aib_tools.fail(f"{run} is in use by another process")
+    done = json.loads(results.read_text())["args"]["total_timesteps"] if results.exists() else 0
+    if done >= args.total_timesteps or (done and not (run / "checkpoint.pt").exists()):
+        aib_tools.fail(f"{run} has finished; only one with --keep-checkpoint can be extended to more --total-timesteps")
+    config["args"] = {k: v for k, v in vars(args).items() if k not in ("resume", "eval_only", "context")}
+    return run, config, metrics
+
+
+def save_checkpoint(path, run, agent, buffer, progress):
+    """Writes all that the next episode depends on. The environments are not in it: they begin with a reset by seed."""
+    optimizers = {name: x.state_dict() for name, x in vars(agent).items() if isinstance(x, torch.optim.Optimizer)}
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+    state = {"run": [run, FORMAT], "agent": agent.state_dict(), "optimizers": optimizers, "buffer": vars(buffer)}
+    aib_tools.write(path, state | {"generators": [torch.get_rng_state(), *cuda], "progress": progress})
+
+
+def load_checkpoint(path, run, agent, buffer):
+    """Takes up what `save_checkpoint` has written; returns the progress."""
+    with aib_tools.reading(path):
+        state = aib_tools.read_tensors(path)
+        if state["run"] != [run, FORMAT]:
+            raise ValueError(f"it belongs to the run {state['run'][0]}, format {state['run'][1]}")
+        agent.load_state_dict(state["agent"])
+        for name, optimizer in state["optimizers"].items():
+            getattr(agent, name).load_state_dict(optimizer)
+        for name, value in state["buffer"].items():
+            setattr(buffer, name, value.to(buffer.obs.device) if torch.is_tensor(value) else value)
+        torch.set_rng_state(state["generators"][0])
+        if torch.cuda.is_initialized():
+            torch.cuda.set_rng_state_all(state["generators"][1:])
+        return state["progress"]
+
+
+def on_signal(number, frame):
+    """SIGTERM and Ctrl-C ask for an end at the next safe point; a second Ctrl-C ends at once."""
+    STOP.append(number)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    os.write(2, b"\nstopping at the end of the episode\n")
+
+
 # ------------------------------------------------------ Training ------------------------------------------------------
 
 
-def write_json(path, content):
-    path.with_suffix(".tmp").write_text(json.dumps(content, default=str, indent=1))
-    path.with_suffix(".tmp").replace(path)  # a whole file or none
+def make_envs(args, contexts, **options):
+    options["observe_context"] = "scaled" if args.scale_context else "raw"
+    return aib_envs.make_vec(args.env_id, contexts, **options)
 
 
-def make_run(args):
-    """Makes the run's own directory, with its config.json."""
-    method = method_name(args)
-    run = args.run_dir / f"{args.env_id}__{method}__{args.seed}__{time.time_ns() // 1_000_000}"
-    commit = subprocess.getoutput(f"git -C '{Path(__file__).parent}' rev-parse HEAD 2>/dev/null")
-    versions = {name: version(name) for name in ("torch", "numpy", "mujoco", "dm_control", "gymnasium")}
-    run.mkdir(parents=True)
-    write_json(run / "config.json", {"method": method, "args": vars(args), "versions": versions, "commit": commit})
-    return run
+def make_agent(args, envs):
+    device = torch.device("cuda" if torch.cuda.is_available() and args.cuda else "cpu")
+    return Agent(envs.single_observation_space.shape[0], envs.single_action_space.shape[0], args).to(device)
 
 
-def make_envs(args):
-    observe = "scaled" if args.scale_context else "raw"
-    envs = aib_envs.make_vec(args.env_id, aib_envs.context_set(args.env_id, "train"), observe)
-    return envs, aib_envs.make_eval_envs(args.env_id, observe)
+def capture_video(args, agent, run):
+    envs = make_envs(args, [args.context] if args.context else aib_render.modes(args.env_id), render_mode="rgb_array")
+    aib_render.record(envs, agent.act, agent.window_size, run / "video.gif")
+
+
+def evaluate_only(args):
+    """Repeats the last evaluation of a finished run, or rolls out in the one --context."""
+    envs = make_envs(args, [args.context] if args.context else aib_envs.eval_contexts(args.env_id))
+    run, agent = Path(args.eval_only), make_agent(args, envs)
+    with aib_tools.reading(run / "agent.pt") as path:
+        agent.load_state_dict(aib_tools.read_tensors(path))
+    returns = aib_envs.evaluate(envs, agent.act, agent.window_size, args.eval_rollouts)
+    if args.context:
+        print(f"{args.context}: return {returns.mean():.1f}, from {returns.min():.1f} to {returns.max():.1f}")
+    else:
+        print("AER", ", ".join(f"{split} {r.mean():.1f}" for split, r in aib_envs.by_split(returns).items()))
+    if args.capture_video:
+        capture_video(args, agent, run)
 
 
 def train(args):
     torch.manual_seed(args.seed)
-    device = torch.device("cuda" if torch.cuda.is_available() and args.cuda else "cpu")
-
-    envs, eval_envs = make_envs(args)
-    n, obs_dim, act_dim = envs.num_envs, envs.single_observation_space.shape[0], envs.single_action_space.shape[0]
-    agent = Agent(obs_dim, act_dim, args).to(device)
+    envs = make_envs(args, aib_envs.context_set(args.env_id, "train"))
+    eval_envs = make_envs(args, aib_envs.eval_contexts(args.env_id))
+    agent, n = make_agent(args, envs), envs.num_envs
+    obs_dim, act_dim = envs.single_observation_space.shape[0], envs.single_action_space.shape[0]
     window, steps = agent.window_size, aib_envs.get_task(args.env_id).steps
     history = aib_envs.History(n, window, steps, obs_dim, act_dim)
-    buffer = ReplayBuffer(history, args.buffer_size, device)
-    run = make_run(args)
+    buffer = ReplayBuffer(history, args.buffer_size, agent.log_alpha.device)
 
-    bar = tqdm(total=args.total_timesteps, desc=run.name.rpartition("__")[0], unit="update", mininterval=5)
-    global_step, env_steps, episode, losses = 0, 0, 0, {}
-    seconds, clock = dict.fromkeys(("act", "env", "sample", "update", "eval"), 0.0), time.perf_counter()
+    global_step, env_steps, episode, losses, length = 0, 0, 0, {}, 0
+    seconds, clock = dict.fromkeys(("act", "env", "sample", "update", "eval", "save"), 0.0), time.perf_counter()
+    run, config, metrics_file = open_run(args)
+    checkpoint = run / "checkpoint.pt"
+    if checkpoint.exists():
+        progress = load_checkpoint(checkpoint, config["run"], agent, buffer)
+        global_step, env_steps, episode, losses, seconds, length = progress
+    if global_step > args.total_timesteps or os.path.getsize(run / "metrics.jsonl") < length:
+        aib_tools.fail(f"{run} is past --total-timesteps at step {global_step}, or its metrics.jsonl has lost lines")
+    aib_tools.write(run / "config.json", config)
+    metrics_file.truncate(length)
+    tracker = aib_tools.start_tracking(run) if args.track else None
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, on_signal)
+    name = run.name.rpartition("__")[0]
+    bar = tqdm(total=args.total_timesteps, initial=global_step, desc=name, unit="update", mininterval=5)
 
     def lap(part):
         nonlocal clock
@@ -309,7 +370,8 @@ def train(args):
 
     def evaluate(rollouts):
         """The benchmark's protocol; writes and shows one line of metrics. AER: average episodic return of a set."""
-        returns = aib_envs.evaluate(eval_envs, lambda *x: agent.act(*x, training=False), window, rollouts)
+        aib_tools.check_finite("weight", agent.state_dict(), global_step)
+        returns = aib_envs.by_split(aib_envs.evaluate(eval_envs, agent.act, window, rollouts))
         lap("eval")
         metrics = {
             "global_step": global_step,
@@ -320,13 +382,14 @@ def train(args):
             "alpha": agent.log_alpha.exp().item(),
             "seconds": {part: round(value, 2) for part, value in seconds.items()},
         }
-        with open(run / "metrics.jsonl", "a") as file:
-            file.write(json.dumps(metrics) + "\n")
+        metrics_file.write(json.dumps(metrics) + "\n")
+        metrics_file.flush()
         aer = ", ".join(f"{split} {value:.1f}" for split, value in metrics["aer"].items())
         bar.write(f"step {global_step}: AER {aer}")
         bar.set_postfix_str(aer)
         return returns
 
+    saved = global_step
     while global_step < args.total_timesteps:
         # An episode in all training contexts in lockstep; before it a warm-up (t < 0, own reset) that fills the window.
         history.begin()
@@ -350,25 +413,52 @@ def train(args):
             batch = buffer.sample(args.batch_size)
             lap("sample")
             losses |= agent.update(*batch, global_step)
+            aib_tools.check_finite("loss", losses, global_step)
             lap("update")
             global_step += 1
             bar.update()
             if global_step == args.total_timesteps:
                 break
+        if t < steps - 1:
+            break  # the end came in the middle of an episode, where there is no checkpoint
         buffer.add(history)
         episode += 1
+        ended = global_step == args.total_timesteps
+        if STOP or ended or global_step // args.eval_every > saved // args.eval_every:
+            aib_tools.check_finite("weight", agent.state_dict(), global_step)
+            length = os.path.getsize(run / "metrics.jsonl")
+            progress = global_step, env_steps, episode, losses, seconds, length
+            save_checkpoint(checkpoint, config["run"], agent, buffer, progress)
+            saved = global_step
+            lap("save")
+        if STOP and not ended:
+            bar.close()
+            aib_tools.fail(f"at step {global_step}; go on with: python {sys.argv[0]} --resume {run}", 128 + STOP[0])
 
     returns = {split: r.tolist() for split, r in evaluate(args.eval_rollouts).items()}  # [20, rollouts]
     bar.close()
-    torch.save(agent.state_dict(), run / "agent.pt")
+    aib_tools.write(run / "agent.pt", agent.state_dict())
     contexts = {split: aib_envs.context_set(args.env_id, split) for split in aib_envs.SPLITS}
-    results = {"method": method_name(args), "args": vars(args), "contexts": contexts, "returns": returns}
-    write_json(run / "results.json", results)
+    results = {"method": config["method"], "args": config["args"], "contexts": contexts, "returns": returns}
+    aib_tools.write(run / "results.json", results)
+    if not args.keep_checkpoint:
+        checkpoint.unlink(missing_ok=True)
+    if args.capture_video:
+        capture_video(args, agent, run)
+    if tracker:
+        aib_tools.stop_tracking(tracker)
     print(f"results: {run / 'results.json'}")
 
 
 if __name__ == "__main__":
     try:
-        train(parse_args())
-    except OSError as error:  # the run's directory cannot be written
-        fail(error)
+        args = aib_tools.parse_args(Args, __doc__)
+        if args.capture_video:
+            import aib_render  # before MuJoCo is imported
+
+            aib_render.check(args.env_id)
+        evaluate_only(args) if args.eval_only else train(args)
+    except (OSError, MemoryError) as error:  # a directory that cannot be written, a full disk, a huge buffer
+        aib_tools.fail(error)
+    except KeyboardInterrupt:
+        aib_tools.fail("stopped at once", 130)

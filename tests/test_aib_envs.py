@@ -583,7 +583,7 @@ def test_history_window_is_strictly_past():
 
 
 def test_evaluation_protocol():
-    envs, calls = aib_envs.make_eval_envs("DI"), []
+    envs, calls = aib_envs.make_vec("DI", aib_envs.eval_contexts("DI")), []
 
     def policy(obs, history):
         calls.append((history.t, obs.copy()))
@@ -603,18 +603,30 @@ def test_evaluation_protocol():
     without = aib_envs.evaluate(envs, policy, 0, 2)
     assert all(np.array_equal(a, b) for a, b in zip(starts, [obs for t, obs in calls if t == 0], strict=True))
     for returns in (with_window, without):
-        assert list(returns) == list(aib_envs.SPLITS) and all(r.shape == (20, 2) for r in returns.values())
+        assert returns.shape == (60, 2)
+
+
+def test_returns_by_split():
+    returns = np.arange(120.0).reshape(60, 2)
+    split = aib_envs.by_split(returns)
+    assert list(split) == ["train", "eval-in", "eval-out"] and all(r.shape == (20, 2) for r in split.values())
+    assert split["eval-in"][0].tolist() == [40, 41] and split["eval-out"][-1].tolist() == [118, 119]
+
+
+def test_evaluation_in_one_context():
+    envs = aib_envs.make_vec("DI", [{"mass": 1.3, "inversion": -1}])
+    assert aib_envs.evaluate(envs, lambda obs, history: np.zeros((1, 2), np.float32), 24, 3).tolist() == [[0.0] * 3]
 
 
 def test_evaluation_counts_the_rewards_of_the_episode_only():
-    envs = aib_envs.make_eval_envs("ODE-1")
+    envs = aib_envs.make_vec("ODE-1", aib_envs.eval_contexts("ODE-1"))
 
     def policy(obs, history):  # x' = x + 0.01 c Re(a): stays where it is in the warm-up, then goes to 0
         c = np.array([env.unwrapped.context["c0"] for env in envs.envs])
         a = np.clip(-obs[:, 0] / (0.01 * c), -1, 1) * (history.t >= 0)
         return np.stack([a, np.zeros(60)], 1).astype(np.float32)
 
-    returns = np.concatenate(list(aib_envs.evaluate(envs, policy, 24, 1).values()))[:, 0]
+    returns = aib_envs.evaluate(envs, policy, 24, 1)[:, 0]
     assert returns.max() <= 200 and returns.max() > 150  # 224 steps would show as more than 200
     slow = np.abs([env.unwrapped.context["c0"] for env in envs.envs]) > 4
     assert returns[slow].min() > 100

@@ -22,7 +22,7 @@ DIFFERENT = {
     "Agent": ("dr da dma dmah dmash", "the method itself"),
     "make_envs": ("dr da dma+dmah+dmash", "who sees the true context"),
 }
-SECTIONS = ["Arguments", "Context", "Hypernetwork", "Networks", "Replay", "Acting", "Training"]
+SECTIONS = ["Arguments", "Context", "Hypernetwork", "Networks", "Replay", "Acting", "Run", "Training"]
 
 
 def source(script):
@@ -74,7 +74,7 @@ def test_definitions_of_the_same_name_are_the_same_to_the_letter(one, other):
 
 def test_most_definitions_are_shared():
     shared = set.intersection(*(set(found) for found in DEFINITIONS.values())) - DIFFERENT.keys()
-    assert shared >= {"fail", "parse_args", "write_json", "make_run", "train", "POLICY_FREQUENCY"}
+    assert shared >= {"open_run", "save_checkpoint", "load_checkpoint", "evaluate_only", "train", "POLICY_FREQUENCY"}
     with_encoder = (
         set.intersection(*(set(DEFINITIONS[script]) for script in ("dma", "dmah", "dmash"))) - DIFFERENT.keys()
     )

@@ -1,0 +1,229 @@
+"""Command line, files and tracking of a run: what every script needs, and what no method is about.
+
+As a program it tracks a run (`python aib_tools.py track runs/<dir>`, what --track does), and plans a grid for runs.sh.
+"""
+
+import contextlib
+import importlib
+import io
+import json
+import os
+import select
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+import tyro
+from tqdm import tqdm
+
+import aib_envs
+
+# What may be given again with --resume and --eval-only: it does not change what has been learned.
+FREE = {"total_timesteps", "eval_rollouts", "cuda", "keep_checkpoint", "capture_video", "track"}
+
+
+def fail(message, code=2):
+    """Ends the program with one line. Codes: 2 where the user has to change something, 3 where learning broke down."""
+    tqdm.write(f"{Path(sys.argv[0]).name}: {message}", file=sys.stderr)  # on a line of its own
+    sys.exit(code)
+
+
+# ---------------------------------------------------- Command line ---------------------------------------------------
+
+
+def _read_flags(cls, description, default):
+    console = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(console):
+            return tyro.cli(cls, description=description, default=default)
+    except SystemExit as stop:
+        if not stop.code:  # --help
+            raise
+        lines = [line.strip("│ ─") for line in console.getvalue().splitlines() if line.startswith("│")]
+        fail(" ".join(filter(None, lines)))  # tyro draws a box of several lines
+
+
+def parse_args(cls, description):
+    """An instance of the dataclass `cls` from the command line, checked; ends the program with one line if it is wrong.
+
+    With `--resume` and `--eval-only` the arguments of that run's config.json are the defaults, and only `FREE` may
+    change. `total_timesteps` None becomes the task's own; `context`, tuple of "key=value", becomes a dict or None.
+    """
+    args = _read_flags(cls, description, cls())
+    if (args.context and not args.eval_only) or (args.eval_only and (args.resume or args.track)):
+        fail("--context needs --eval-only, which goes neither with --resume nor with --track")
+    if directory := args.resume or args.eval_only:
+        saved = read_config(directory, cls)["args"]
+        args = _read_flags(cls, description, cls(**saved))
+        for name in saved.keys() - FREE:
+            if getattr(args, name) != saved[name]:
+                free = ", ".join(f"--{free.replace('_', '-')}" for free in sorted(FREE))
+                fail(f"{directory} has --{name.replace('_', '-')} {saved[name]}; what can change is {free}")
+    try:
+        task = aib_envs.get_task(args.env_id)
+        context = {key: float(value) for key, _, value in (pair.partition("=") for pair in args.context)}
+        args.context = aib_envs.complete_context(args.env_id, context) if context else None
+    except ValueError as error:
+        fail(error)
+    if args.total_timesteps is None:
+        args.total_timesteps = task.total_timesteps
+    at_least = {"seed": 0, "learning_starts": task.steps, "buffer_size": task.steps}  # sampling needs a whole episode
+    for name, value in vars(args).items():
+        low, high = (0, 1) if isinstance(value, float) else (at_least.get(name, 1), 2**32 - 1)
+        if type(value) in (int, float) and not low <= value <= high:
+            fail(f"--{name.replace('_', '-')} must be from {low} to {high} for {args.env_id}; got {value}")
+    gib = 20 * 4 * args.buffer_size * (task.obs_dim + task.act_dim + 1) * (1 + task.window / task.steps) / 2**30
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
+    if gib > memory:
+        fail(f"--buffer-size {args.buffer_size} takes {gib:,.0f} GiB for {args.env_id}; here are {memory:,.0f}")
+    return args
+
+
+# -------------------------------------------------------- Files ------------------------------------------------------
+
+
+def write(path, content):
+    """Writes JSON, or tensors if `path` ends in .pt: a whole file or none. Raises OSError."""
+    temporary = path.with_suffix(".tmp")
+    try:
+        with open(temporary, "wb") as file:
+            if path.suffix == ".pt":
+                torch.save(content, file)
+            else:
+                file.write(json.dumps(content, indent=1).encode())
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except RuntimeError as error:  # what torch.save makes of an OSError
+        raise OSError(f"cannot write {path}: is the disk full?") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def reading(path):
+    """Ends the program with one line if `path` is not what is expected there; torch's errors are of many kinds."""
+    try:
+        yield path
+    except Exception as error:
+        reason = str(error).partition("\n")[0].partition(". ")[0]
+        fail(f"cannot use {path}: {type(error).__name__}: {reason}")
+
+
+def read_tensors(path):
+    """What `write` has put into a .pt file. Nothing but tensors and plain values is unpickled."""
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def read_config(directory, cls):
+    """The config.json of a run of this script, whose arguments are a `cls`."""
+    with reading(Path(directory) / "config.json") as path:
+        config = json.loads(path.read_text())
+        if config["script"] != Path(sys.argv[0]).name:
+            raise ValueError(f"this is a run of {config['script']}")
+        cls(**config["args"])
+        return config
+
+
+def check_finite(kind, tensors, global_step):
+    """Ends the program with code 3 if a tensor of {name: tensor} is not finite."""
+    for name, x in tensors.items():
+        if not x.isfinite().all():
+            fail(f"step {global_step}: the {kind} {name} is not finite. The last checkpoint is from before that", 3)
+
+
+# ------------------------------------------------------- Tracking ----------------------------------------------------
+
+
+def start_tracking(run):
+    """Starts a process that sends the run's metrics.jsonl to Weights & Biases until `stop_tracking`, or until this
+    program ends: a process of its own, so that nothing that goes wrong there can end or block the run."""
+    command = [sys.executable, __file__, "track", str(run)]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
+
+
+def stop_tracking(process):
+    """Waits until all is sent, a minute at most."""
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.communicate(timeout=60)
+
+
+def track(run):
+    """Sends metrics.jsonl, line by line as it grows, and the video to Weights & Biases, until stdin is closed."""
+    try:
+        import wandb
+
+        config = json.loads((run / "config.json").read_text())
+        settings = wandb.Settings(init_timeout=30, finish_timeout=40)
+        tracked = wandb.init(
+            project="dmash",
+            id=config["run"],
+            name=config["run"],
+            config=config,
+            dir=run,
+            resume="allow",
+            settings=settings,
+        )
+        with open(run / "metrics.jsonl") as lines:
+            over = False
+            while not over:
+                over = bool(select.select([sys.stdin], [], [], 1.0)[0])  # the end of stdin: the run has ended
+                for metrics in map(json.loads, lines):
+                    tracked.log(metrics, step=metrics["global_step"])
+        if (run / "video.gif").exists():
+            tracked.log({"video": wandb.Video(str(run / "video.gif"))})
+        tracked.finish()
+    except Exception as error:
+        fail(f"Weights & Biases gets nothing more of {run}, which goes on: {str(error).partition(chr(10))[0]}")
+
+
+# -------------------------------------------------------- Grids ------------------------------------------------------
+
+
+def read_runs(run_dir):
+    """[(directory, config, arguments of its results or {}, steps done, seconds for them)] of the runs in `run_dir`."""
+    runs = []
+    for path in sorted(Path(run_dir).glob("*/config.json")):
+        with contextlib.suppress(OSError, ValueError, LookupError, TypeError):  # a foreign or damaged directory
+            run, config = path.parent, json.loads(path.read_text())
+            results = run / "results.json"
+            finished = json.loads(results.read_text())["args"] if results.exists() else {}
+            lines = (run / "metrics.jsonl").read_text().splitlines() if (run / "metrics.jsonl").exists() else []
+            last = json.loads(lines[-1]) if lines else {"global_step": 0, "seconds": {}}
+            runs.append((run, config, finished, last["global_step"], sum(last["seconds"].values())))
+    return runs
+
+
+def plan(run_dir, jobs):
+    """For each job, words "TASK METHOD SEED script flags ...", what is to be done: yields a line "STATUS HOURS TASK
+    METHOD SEED command ...". Status: `done`, `resume` or `new`, which a run's config.json decides and not its name.
+    Hours: what is left, by the speed of the longest run of this task and method; `?` where there is none."""
+    runs = read_runs(run_dir)
+    for task, method, seed, script, *flags in (job.split() for job in jobs):
+        sys.argv = [script, "--env-id", task, "--seed", seed, *flags]
+        module = importlib.import_module(script.removesuffix(".py"))
+        args = vars(parse_args(module.Args, ""))
+        own = args.keys() - FREE - {"run_dir", "resume", "eval_only", "context"} | {"total_timesteps", "eval_rollouts"}
+        same = lambda other, own=own, args=args: all(other.get(name) == args[name] for name in own)
+        alike = [run for run in runs if run[1]["script"] == script and same(run[1]["args"])]
+        done = any(same(finished) for _, _, finished, _, _ in alike)
+        started, steps = max(((run, step) for run, _, _, step, _ in alike), key=lambda x: x[1], default=(None, 0))
+        speed = [
+            (n, t)
+            for _, config, _, n, t in runs
+            if n and (config["args"]["env_id"], config["method"]) == (task, method)
+        ]
+        left = 0 if done else args["total_timesteps"] - steps
+        hours = f"{left * max(speed)[1] / max(speed)[0] / 3600:.2f}" if speed else "?" if left else "0.00"
+        command = [script, "--resume", str(started)] if started else [*sys.argv, "--run-dir", run_dir]
+        yield " ".join(["done" if done else "resume" if started else "new", hours, task, method, seed, *command])
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["track"] and len(sys.argv) == 3:
+        track(Path(sys.argv[2]))
+    elif sys.argv[1:2] == ["plan"] and len(sys.argv) == 3:
+        print("\n".join(list(plan(sys.argv[2], sys.stdin.read().splitlines()))))
+    else:
+        fail("usage: aib_tools.py track runs/<dir>, or aib_tools.py plan runs/ < jobs")
