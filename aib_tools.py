@@ -25,7 +25,9 @@ FREE = {"total_timesteps", "eval_rollouts", "cuda", "keep_checkpoint", "capture_
 
 def fail(message, code=2):
     """Ends the program with one line. Codes: 2 where the user has to change something, 3 where learning broke down."""
-    tqdm.write(f"{Path(sys.argv[0]).name}: {message}", file=sys.stderr)  # on a line of its own
+    for bar in list(getattr(tqdm, "_instances", [])):
+        bar.close()  # so that the message is the last line
+    print(f"{Path(sys.argv[0]).name}: {message}", file=sys.stderr)
     sys.exit(code)
 
 
@@ -155,7 +157,7 @@ def track(run):
         import wandb
 
         config = json.loads((run / "config.json").read_text())
-        settings = wandb.Settings(init_timeout=30, finish_timeout=40)
+        settings = wandb.Settings(init_timeout=20, finish_timeout=40)
         tracked = wandb.init(
             project="dmash",
             id=config["run"],
