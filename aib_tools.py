@@ -79,6 +79,11 @@ def parse_args(cls, description):
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
     if gib > memory:
         fail(f"--buffer-size {args.buffer_size} takes {gib:,.0f} GiB for {args.env_id}; here are {memory:,.0f}")
+    if args.capture_video:
+        try:
+            importlib.import_module("aib_render").check(args.env_id)  # early, and before MuJoCo is imported
+        except OSError as error:
+            fail(error)
     return args
 
 

@@ -239,10 +239,12 @@ class Agent(nn.Module):
             torch._foreach_lerp_(targets, [*self.qf1.parameters(), *self.qf2.parameters()], self.args.tau)
         return {name: loss.detach() for name, loss in losses.items()}
 
+    def diagnose(self, *batch):
+        return {}  # there is no z
+
 
 # --------------------------------------------------------- Run --------------------------------------------------------
-# Its directory holds config.json, metrics.jsonl, checkpoint.pt and, in the end, agent.pt and results.json. None of this
-# has to do with the method.
+# config.json, metrics.jsonl, checkpoint.pt, agent.pt and results.json in its directory. None of it is about the method.
 
 FORMAT = 1  # of checkpoint.pt
 STOP = []  # signals that have asked for an end
@@ -317,6 +319,8 @@ def make_agent(args, envs):
 
 
 def capture_video(args, agent, run):
+    import aib_render  # it takes MuJoCo's renderer, which training can do without
+
     envs = make_envs(args, [args.context] if args.context else aib_render.modes(args.env_id), render_mode="rgb_array")
     aib_render.record(envs, agent.act, agent.window_size, run / "video.gif")
 
@@ -346,13 +350,13 @@ def train(args):
     history = aib_envs.History(n, window, steps, obs_dim, act_dim)
     buffer = ReplayBuffer(history, args.buffer_size, agent.log_alpha.device)
 
-    global_step, env_steps, episode, losses, length = 0, 0, 0, {}, 0
-    seconds, clock = dict.fromkeys(("act", "env", "sample", "update", "eval", "save"), 0.0), time.perf_counter()
     run, config, metrics_file = open_run(args)
-    checkpoint = run / "checkpoint.pt"
+    checkpoint, clock = run / "checkpoint.pt", time.perf_counter()
+    progress = 0, 0, 0, {}, dict.fromkeys(("act", "env", "sample", "update", "eval", "save"), 0.0), 0
     if checkpoint.exists():
         progress = load_checkpoint(checkpoint, config["run"], agent, buffer)
-        global_step, env_steps, episode, losses, seconds, length = progress
+    global_step, env_steps, episode, losses, seconds, length = progress
+    saved = global_step
     if global_step > args.total_timesteps or os.path.getsize(run / "metrics.jsonl") < length:
         aib_tools.fail(f"{run} is past --total-timesteps at step {global_step}, or its metrics.jsonl has lost lines")
     aib_tools.write(run / "config.json", config)
@@ -360,8 +364,8 @@ def train(args):
     tracker = aib_tools.start_tracking(run) if args.track else None
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, on_signal)
-    name = run.name.rpartition("__")[0]
-    bar = tqdm(total=args.total_timesteps, initial=global_step, desc=name, unit="update", mininterval=5)
+    bar = tqdm(initial=global_step, total=args.total_timesteps, unit="update", mininterval=5)
+    bar.set_description(run.name.rpartition("__")[0])
 
     def lap(part):
         nonlocal clock
@@ -382,6 +386,8 @@ def train(args):
             "alpha": agent.log_alpha.exp().item(),
             "seconds": {part: round(value, 2) for part, value in seconds.items()},
         }
+        with torch.random.fork_rng():  # the run's own generators shall not notice
+            metrics |= agent.diagnose(*buffer.sample(args.batch_size))
         metrics_file.write(json.dumps(metrics) + "\n")
         metrics_file.flush()
         aer = ", ".join(f"{split} {value:.1f}" for split, value in metrics["aer"].items())
@@ -389,17 +395,15 @@ def train(args):
         bar.set_postfix_str(aer)
         return returns
 
-    saved = global_step
     while global_step < args.total_timesteps:
         # An episode in all training contexts in lockstep; before it a warm-up (t < 0, own reset) that fills the window.
         history.begin()
         for t in range(-window, steps):
             if t in (-window, 0):
                 obs, _ = envs.reset(seed=aib_envs.reset_seeds(n, 0, args.seed, episode, int(t < 0)))
-            actions = 2 * torch.rand(n, act_dim).numpy() - 1
             learning = episode * steps + max(t, 0) >= args.learning_starts
-            if learning:
-                actions = agent.act(obs, history, training=True)
+            uniform = 2 * torch.rand(n, act_dim).numpy() - 1
+            actions = agent.act(obs, history, training=True) if learning else uniform
             lap("act")
             next_obs, rewards, _, _, infos = envs.step(actions)
             history.add(obs, actions, rewards, next_obs, infos["diverged"])
@@ -432,7 +436,6 @@ def train(args):
             saved = global_step
             lap("save")
         if STOP and not ended:
-            bar.close()
             aib_tools.fail(f"at step {global_step}; go on with: python {sys.argv[0]} --resume {run}", 128 + STOP[0])
 
     returns = {split: r.tolist() for split, r in evaluate(args.eval_rollouts).items()}  # [20, rollouts]
@@ -453,10 +456,6 @@ def train(args):
 if __name__ == "__main__":
     try:
         args = aib_tools.parse_args(Args, __doc__)
-        if args.capture_video:
-            import aib_render  # before MuJoCo is imported
-
-            aib_render.check(args.env_id)
         evaluate_only(args) if args.eval_only else train(args)
     except (OSError, MemoryError) as error:  # a directory that cannot be written, a full disk, a huge buffer
         aib_tools.fail(error)

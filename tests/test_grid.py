@@ -195,8 +195,9 @@ def test_slurm_array_survives_a_requeue_a_time_limit_and_a_kill(tmp_path, slurm)
     wait_for(lambda: begun("DI__DR__1"))
     tool("scontrol", "requeue", f"{job}_0")  # what an administrator or a pre-emption does
     wait_for(lambda: begun("DI__DR__2"))
-    (pid,) = tool("pgrep", "-f", "^[^ ]*python[^ ]* .*dr_sac.py --env-id DI --seed 2 .*--run-dir runs").split()
-    os.kill(int(pid), signal.SIGKILL)
+    pids = tool("pgrep", "-f", "^[^ ]*python[^ ]* .*dr_sac.py --env-id DI --seed 2 ").split()
+    (pid,) = [int(pid) for pid in pids if os.readlink(f"/proc/{pid}/cwd") == str(tmp_path)]  # and nobody else's
+    os.kill(pid, signal.SIGKILL)
     wait_for(lambda: begun("DI__DMAstar-SH__1"))
     # What Slurm sends two minutes before the time limit. (scancel goes on trying after it has been delivered.)
     warning = subprocess.Popen(

@@ -336,3 +336,31 @@ def test_lemma_1_7_a_context_blind_policy_sees_the_average_of_the_modes():
     objective = {gain: (total(plus, gain) + total(minus, gain)) / 2 for gain in (-1.0, 1.0)}
     assert objective[-1.0] == objective[1.0]  # a policy and its mirror image are worth the same
     assert total(plus, -1.0) > 50 and total(minus, -1.0) == 0  # though one is good in one mode and fails in the other
+
+
+# ---------------------------------------------------- shadow gradient ------------------------------------------------
+
+
+@pytest.mark.parametrize("script", [dma_sac, dmah_sac, dmash_sac])
+def test_shadow_gradient_is_the_mean_norm_of_the_samples_own_gradients(script):
+    agent, buffer = make(script)
+    agent.actor.get_action = lambda obs, context: [x := agent.actor(obs, context)[0].tanh(), x.sum(1)]  # no noise
+    agent.eval()
+    obs, _, _, _, window = batch = buffer.sample(6)
+    norms = []
+    for i in range(6):
+        z = agent.encoder(*(part[i : i + 1] for part in window)).detach().requires_grad_()
+        context = agent.hypernetwork(z) if script is dmash_sac else z
+        pi, log_pi = agent.actor.get_action(obs[i : i + 1], context)
+        q = [qf(torch.cat([obs[i : i + 1], pi], 1), context) for qf in (agent.qf1, agent.qf2)]
+        (agent.log_alpha.exp() * log_pi - min(q)).sum().backward()
+        norms.append(z.grad.norm().item())
+    assert min(norms) > 0
+    assert agent.diagnose(*batch)["shadow_gradient"] == pytest.approx(sum(norms) / 6, rel=1e-4)
+    assert all(x.grad is None for x in agent.encoder.parameters())  # computed, never applied
+
+
+@pytest.mark.parametrize("script", [dr_sac, da_sac])
+def test_without_z_there_is_no_shadow_gradient(script):
+    agent, buffer = make(script)
+    assert agent.diagnose(*buffer.sample(6)) == {}
