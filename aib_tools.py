@@ -34,7 +34,7 @@ def fail(message, code=2):
 # ---------------------------------------------------- Command line ---------------------------------------------------
 
 
-def _read_flags(cls, description, default):
+def read_flags(cls, description, default):
     console = io.StringIO()
     try:
         with contextlib.redirect_stderr(console):
@@ -52,12 +52,12 @@ def parse_args(cls, description):
     With `--resume` and `--eval-only` the arguments of that run's config.json are the defaults, and only `FREE` may
     change. `total_timesteps` None becomes the task's own; `context`, tuple of "key=value", becomes a dict or None.
     """
-    args = _read_flags(cls, description, cls())
+    args = read_flags(cls, description, cls())
     if (args.context and not args.eval_only) or (args.eval_only and (args.resume or args.track)):
         fail("--context needs --eval-only, which goes neither with --resume nor with --track")
     if directory := args.resume or args.eval_only:
         saved = read_config(directory, cls)["args"]
-        args = _read_flags(cls, description, cls(**saved))
+        args = read_flags(cls, description, cls(**saved))
         for name in saved.keys() - FREE:
             if getattr(args, name) != saved[name]:
                 free = ", ".join(f"--{free.replace('_', '-')}" for free in sorted(FREE))

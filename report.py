@@ -1,0 +1,857 @@
+"""The paper's tables and figures from a directory of runs.
+
+    python report.py runs/                           tables and figures of what has finished: report/report.md
+    python report.py --embeddings runs/<dir> ...     loads trained agents: embeddings, adaptation: report/embeddings.md
+
+Tables are written as CSV too, figures as PNG and SVG. What cannot be used is named, and the rest is reported.
+"""
+
+import collections
+import copy
+import csv
+import importlib
+import itertools
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import matplotlib
+import numpy as np
+import scipy.special
+import scipy.stats
+import torch
+import tyro
+from scipy.spatial import cKDTree
+from sklearn.manifold import TSNE
+
+import aib_envs
+import aib_tools
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+HERE = Path(__file__).parent
+GROUPS = {"all": None, "overlapping": True, "non-overlapping": False}  # of tasks
+SETS = [*aib_envs.SPLITS, "all sets"]
+
+# Okabe and Ito's colours, which a colour-blind reader can tell apart, each with a line of its own.
+STYLE = {
+    "DR": ("#000000", "-"),
+    "Concat": ("#E69F00", "--"),
+    "DA": ("#56B4E9", "-."),
+    "DMA": ("#009E73", ":"),
+    "DMA-Pearl": ("#CC79A7", (0, (5, 1))),
+    "DMA*": ("#0072B2", (0, (3, 1, 1, 1))),
+    "DMA*-SH": ("#D55E00", "-"),
+}
+GREYS = itertools.cycle([("#555555", "--"), ("#777777", ":"), ("#999999", "-"), ("#555555", "-."), ("#999999", "--")])
+
+
+@dataclass
+class Args:
+    runs: Annotated[tuple[str, ...], tyro.conf.Positional] = ("runs",)  # directories of runs, at whatever depth
+    embeddings: tuple[str, ...] = ()  # directories of finished runs, whose agents are loaded
+    out: str = "report"  # where the report is written
+
+
+# ------------------------------------------------------ Statistics ----------------------------------------------------
+
+
+def iqm(x, axis=-1):
+    """Interquartile mean: the mean of the middle half (Agarwal et al. 2021); of three values or fewer, their mean."""
+    return scipy.stats.trim_mean(x, 0.25, axis=axis)
+
+
+def bootstrap(groups, statistic, resamples=2000):
+    """95 % percentile interval of `statistic`, resampling seeds within each group (stratified by task). `groups`: list
+    of arrays [seeds, ...]; `statistic` maps a list of arrays [resamples, seeds, ...] to [resamples, ...]."""
+    rng = np.random.default_rng(0)
+    drawn = [group[rng.integers(0, len(group), (resamples, len(group)))] for group in map(np.asarray, groups)]
+    return np.percentile(statistic(drawn), [2.5, 97.5], axis=0)
+
+
+def pooled_iqm(groups):
+    return iqm(np.concatenate(groups, axis=1), axis=1)
+
+
+def improvement(x, y):
+    """P(a run of x is better than one of y) [...], ties count half: x [..., n], y [..., m]. Mann and Whitney's U."""
+    x, y = np.asarray(x)[..., :, None], np.asarray(y)[..., None, :]
+    return ((x > y) + 0.5 * (x == y)).mean((-2, -1))
+
+
+def mean_improvement(groups):
+    """`improvement`, averaged over tasks: of the first half of `groups` over the second, one group a task."""
+    half = len(groups) // 2
+    return np.mean([improvement(x, y) for x, y in zip(groups[:half], groups[half:], strict=True)], axis=0)
+
+
+# --------------------------------------------------- Reading of the runs ----------------------------------------------
+
+
+@dataclass
+class Run:
+    directory: Path
+    task: str
+    method: str  # as in the paper, with * for "star", and with what differs from the other runs of the method
+    seed: int
+    steps: int
+    args: dict
+    contexts: dict  # {split: [20 dicts]}
+    returns: dict  # {split: [20, rollouts]}
+    metrics: list  # one dict per evaluation
+
+    def aer(self, split):
+        """Average episodic return over contexts and rollouts."""
+        return float(np.mean([self.returns[s].mean() for s in (aib_envs.SPLITS if split == "all sets" else [split])]))
+
+    def scaled(self, split):
+        low, high = aib_envs.get_task(self.task).bounds
+        return (self.aer(split) - low) / (high - low)
+
+
+def read_metrics(path, problems):
+    """The lines of a metrics.jsonl, up to the first that cannot be read."""
+    metrics = []
+    for number, line in enumerate(path.read_text().splitlines() if path.exists() else [], 1):
+        try:
+            metrics.append(json.loads(line))
+        except ValueError:
+            problems.append(f"{path}: line {number} cannot be read; what comes before it is used")
+            break
+    return metrics
+
+
+def read_runs(directories):
+    """The finished runs below `directories`, and a list of what cannot be used (str)."""
+    runs, problems = [], []
+    for directory in directories:
+        paths = sorted(Path(directory).rglob("config.json"))
+        if not paths:
+            problems.append(f"{directory}: no runs here")
+        for path in paths:
+            run = path.parent
+            try:
+                config, results = json.loads(path.read_text()), run / "results.json"
+                if not results.exists():
+                    problems.append(f"{run}: has not finished (no results.json)")
+                    continue
+                results = json.loads(results.read_text())
+                args = results["args"]
+                returns = {split: np.array(results["returns"][split], float) for split in aib_envs.SPLITS}
+                if not all(r.ndim == 2 and len(r) == 20 and np.isfinite(r).all() for r in returns.values()):
+                    raise ValueError("returns must be 20 x rollouts finite numbers in each set")
+                method, task = config["method"].replace("star", "*"), aib_envs.get_task(args["env_id"])
+                metrics = read_metrics(run / "metrics.jsonl", problems)
+                if len({json.dumps(m["aer"].keys() == returns.keys()) for m in metrics}) > 1:
+                    raise ValueError("metrics.jsonl has other sets")
+                fields = args["env_id"], method, args["seed"], args["total_timesteps"], args, results["contexts"]
+                runs.append(Run(run, *fields, returns, metrics))
+                del task
+            except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+                problems.append(f"{run}: cannot be used ({type(error).__name__}: {error})")
+    return tell_apart(runs, problems), problems
+
+
+def tell_apart(runs, problems):
+    """Runs of a method with other flags get names that say so; of two with the same flags and seed the newer counts."""
+    free = aib_tools.FREE | {"seed", "run_dir", "env_id"}
+    settings = lambda run: {name: value for name, value in run.args.items() if name not in free}
+    alike = collections.defaultdict(list)
+    for run in runs:
+        alike[run.task, run.method].append(run)
+    for group in alike.values():
+        usual = json.loads(
+            collections.Counter(json.dumps(settings(run), sort_keys=True) for run in group).most_common(1)[0][0]
+        )
+        for run in group:
+            if other := [f"{name} {value}" for name, value in settings(run).items() if usual.get(name) != value]:
+                run.method += f" ({', '.join(other)})"
+                problems.append(f"{run.directory}: is shown as {run.method}, for its flags differ from the other runs'")
+    newest = {}
+    for run in sorted(runs, key=lambda run: run.directory.stat().st_mtime):
+        key = run.task, run.method, run.seed, run.steps
+        if key in newest:
+            problems.append(f"{newest[key].directory}: left out, {run.directory} is a newer run of the same")
+        newest[key] = run
+    return sorted(newest.values(), key=lambda run: (run.task, rank(run.method), run.steps, run.seed))
+
+
+def rank(method):
+    return list(STYLE).index(method) if method in STYLE else len(STYLE), method
+
+
+def style(method):
+    if method not in STYLE:
+        STYLE[method] = next(GREYS)
+    color, line = STYLE[method]
+    return {"color": color, "linestyle": line}
+
+
+def of_one_length(runs, problems):
+    """Of each task, the runs of that length which most of its runs have (of two such lengths, the longer)."""
+    kept = []
+    for task in dict.fromkeys(run.task for run in runs):
+        own = [run for run in runs if run.task == task]
+        steps = max(collections.Counter(run.steps for run in own).items(), key=lambda item: item[::-1])[0]
+        kept += [run for run in own if run.steps == steps]
+        if others := sorted({run.steps for run in own} - {steps}):
+            problems.append(
+                f"{task}: figures and aggregates are of {steps} steps; runs of {others} are in the table only"
+            )
+    return kept
+
+
+def by_method(runs):
+    """{method: [runs]} in the paper's order."""
+    methods = sorted({run.method for run in runs}, key=rank)
+    return {method: [run for run in runs if run.method == method] for method in methods}
+
+
+# -------------------------------------------------------- Tables ------------------------------------------------------
+
+
+def cell(values):
+    """Interquartile mean and interval, or the values themselves if there are less than three."""
+    if len(values) < 3:
+        return ", ".join(f"{value:.1f}" for value in values)
+    low, high = bootstrap([values], pooled_iqm)
+    return f"{iqm(values):.1f} [{low:.1f}, {high:.1f}]"
+
+
+def best(values):
+    """The method whose interval lies above all others' ({method: values per seed}), or None."""
+    if len(values) < 2 or min(map(len, values.values())) < 3:
+        return None
+    bounds = {method: bootstrap([x], pooled_iqm) for method, x in values.items()}
+    top = max(bounds, key=lambda method: bounds[method][0])
+    return top if all(bounds[top][0] > high for method, (_, high) in bounds.items() if method != top) else None
+
+
+def task_table(runs, task, paper):
+    """Rows of the table of one task: one for each method and number of steps."""
+    rows = []
+    own = [run for run in runs if run.task == task]
+    published = paper["AER_aggregated_over_sets_v2"].get(task, {})
+    for steps in sorted({run.steps for run in own}):
+        group = by_method([run for run in own if run.steps == steps])
+        winners = {split: best({m: [run.aer(split) for run in g] for m, g in group.items()}) for split in SETS}
+        for method, members in group.items():
+            row = {"method": method, "seeds": len(members), "steps": steps}
+            for split in SETS:
+                text = cell([run.aer(split) for run in members])
+                row[split] = f"**{text}**" if winners[split] == method else text
+            rows.append(row | {"paper, all sets": published.get(method, "")})
+    return rows
+
+
+def group_of(runs, group):
+    return [run for run in runs if GROUPS[group] is None or aib_envs.get_task(run.task).overlap == GROUPS[group]]
+
+
+def scores(runs, split):
+    """[array [seeds]] of scaled AER, one for each task."""
+    tasks = dict.fromkeys(run.task for run in runs)
+    return [np.array([run.scaled(split) for run in runs if run.task == task]) for task in tasks]
+
+
+def aggregate_table(runs, paper):
+    """IQM of scaled AER over tasks and seeds: one row for each method and group of tasks."""
+    rows, names = [], {"all": "all", "overlapping": "overlap", "non-overlapping": "non_overlap"}
+    published, columns = paper["normalised_IQM"], paper["normalised_IQM"]["columns"]
+    keys = {"train": "train", "eval-out": "eval_out", "all sets": "aggregated"}
+    for group in GROUPS:
+        for method, members in by_method(group_of(runs, group)).items():
+            row = {"tasks": group, "method": method, "number of tasks": len({run.task for run in members})}
+            row["runs"] = len(members)
+            for split in SETS:
+                values = scores(members, split)
+                text = f"{iqm(np.concatenate(values)):.2f}"
+                if min(map(len, values)) >= 3:
+                    low, high = bootstrap(values, pooled_iqm)
+                    text += f" [{low:.2f}, {high:.2f}]"
+                row[split] = text
+                if split in keys and method in columns:
+                    row[split] += f" (paper {published[keys[split]][names[group]][columns.index(method)]:.2f})"
+            rows.append(row)
+    return rows
+
+
+def comparison_table(runs, paper, ours="DMA*-SH"):
+    """Relative gain of DMA*-SH over each method and probability of improvement, on the tasks that both have."""
+    rows, published = [], paper["relative_gain_of_DMA*-SH_percent"]
+    names = {"all": "all", "overlapping": "overlap", "non-overlapping": "non_overlap"}
+    keys = {"train": "train", "eval-out": "eval_out", "all sets": "aggregated"}
+    for group, method in itertools.product(GROUPS, [m for m in by_method(runs) if m != ours]):
+        members = by_method(group_of(runs, group))
+        common = {run.task for run in members.get(ours, [])} & {run.task for run in members.get(method, [])}
+        if not common:
+            continue
+        row = {"tasks": group, f"{ours} against": method, "common tasks": len(common)}
+        for split in SETS:
+            x, y = (scores([run for run in members[m] if run.task in common], split) for m in (ours, method))
+            below = iqm(np.concatenate(y))
+            gain = f"{100 * (iqm(np.concatenate(x)) / below - 1):+.1f} %" if below > 0.005 else "(from 0)"
+            if split in keys and f"vs {method}" in published["columns"]:
+                column = published["columns"].index(f"vs {method}")
+                gain += f" (paper {published[keys[split]][names[group]][column]:+.1f} %)"
+            chance = mean_improvement(x + y)
+            text = f"{gain}; P = {chance:.2f}"
+            if min(map(len, x + y)) >= 3:
+                low, high = bootstrap(x + y, mean_improvement)
+                text += f" [{low:.2f}, {high:.2f}]"
+            row[split] = text
+        rows.append(row)
+    return rows
+
+
+def markdown(rows):
+    escape = lambda x: str(x).replace("DMA*", "DMA\\*").replace("|", "\\|")
+    lines = [list(rows[0]), ["---"] * len(rows[0]), *([row[key] for key in rows[0]] for row in rows)]
+    return "\n".join("| " + " | ".join(map(escape, line)) + " |" for line in lines) + "\n"
+
+
+def write_csv(path, rows):
+    with open(path, "w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(
+            {key: str(value).strip("*") if str(value).startswith("**") else value for key, value in row.items()}
+            for row in rows
+        )
+
+
+# ------------------------------------------------------- Figures ------------------------------------------------------
+
+
+def save(figure, path):
+    figure.savefig(path.with_suffix(".png"), dpi=150)
+    figure.savefig(path.with_suffix(".svg"))
+    plt.close(figure)
+    return f"![{path.stem}](figures/{path.name}.png)\n"
+
+
+def panels(columns, titles, height=3.2, width=3.6, **options):
+    figure, axes = plt.subplots(
+        1, columns, figsize=(width * columns, height), layout="constrained", squeeze=False, **options
+    )
+    for axis, title in zip(axes[0], titles, strict=True):
+        axis.set_title(title)
+        axis.spines[["top", "right"]].set_visible(False)
+    return figure, axes[0]
+
+
+def legend(figure, axes):
+    found = {}
+    for axis in axes:
+        found |= dict(zip(*reversed(axis.get_legend_handles_labels()), strict=True))
+    figure.legend(found.values(), found.keys(), loc="outside lower center", ncol=min(len(found), 5), frameon=False)
+
+
+def draw_band(axis, x, values, method):
+    """A line for the IQM over runs [runs, points] and its interval, or their range below three runs."""
+    low, high = bootstrap([values], pooled_iqm, 500) if len(values) >= 3 else (values.min(0), values.max(0))
+    axis.plot(x, iqm(values, axis=0), label=method, **style(method))
+    axis.fill_between(x, low, high, color=style(method)["color"], alpha=0.15, linewidth=0)
+
+
+def learning_curves(runs, task, key=lambda m, split: m["aer"].get(split), name="AER"):
+    figure, axes = panels(3, aib_envs.SPLITS, sharey=True)
+    for method, members in by_method([run for run in runs if run.task == task]).items():
+        for axis, split in zip(axes, aib_envs.SPLITS, strict=True):
+            curves = [{m["global_step"]: key(m, split) for m in run.metrics} for run in members if run.metrics]
+            steps = sorted(set.intersection(*map(set, curves))) if curves else []
+            if steps:
+                draw_band(axis, np.array(steps) / 1000, np.array([[c[s] for s in steps] for c in curves]), method)
+    axes[0].set_ylabel(name)
+    for axis in axes:
+        axis.set_xlabel("vector steps (thousands)")
+    legend(figure, axes)
+    return figure
+
+
+def shadow_figure(runs, task):
+    """Shadow gradient norm over training, beside the return; None if no run has logged it."""
+    figure, axes = panels(2, ["shadow gradient norm", "AER, eval-out"])
+    found = False
+    for method, members in by_method([run for run in runs if run.task == task]).items():
+        logged = [run for run in members if run.metrics and all("shadow_gradient" in m for m in run.metrics)]
+        for run in logged:
+            steps = [m["global_step"] / 1000 for m in run.metrics]
+            label = {"label": method} if run is logged[0] else {}
+            axes[0].plot(steps, [m["shadow_gradient"] for m in run.metrics], **style(method), **label)
+            axes[1].plot(steps, [m["aer"]["eval-out"] for m in run.metrics], **style(method))
+            found = True
+    axes[0].set_yscale("log")
+    for axis in axes:
+        axis.set_xlabel("vector steps (thousands)")
+    if not found:
+        plt.close(figure)
+        return None
+    legend(figure, axes)
+    return figure
+
+
+def zero_returns(task, directory):
+    """What doing nothing earns in each of the 60 contexts: {split: [20]}. Computed once, kept in `directory`."""
+    for path in (HERE / "results" / "zero_action.json", directory / "zero_action.json"):
+        known = json.loads(path.read_text()) if path.exists() else {}
+        if task in known:
+            return known[task]
+    envs = aib_envs.make_vec(task, aib_envs.eval_contexts(task))
+    nothing = np.zeros(envs.action_space.shape, np.float32)
+    returns = aib_envs.by_split(aib_envs.evaluate(envs, lambda obs, history: nothing, 0, 2))
+    known[task] = {split: r.mean(1).round(2).tolist() for split, r in returns.items()}
+    aib_tools.write(directory / "zero_action.json", known)
+    return known[task]
+
+
+def context_figure(runs, task, zero):
+    """Return in every context of the three sets. With a binary dimension: a panel for each mode, a curve for each
+    method over the continuous dimension. With two continuous ones: a panel for each, points."""
+    dimensions = aib_envs.get_task(task).dimensions
+    continuous, modes = [d for d in dimensions if d.inner][:2], next((d for d in dimensions if d.values), None)
+    shown = [(continuous[0], value) for value in modes.values] if modes else [(d, None) for d in continuous]
+    figure, axes = panels(
+        len(shown), [f"{modes.key} {v:+d}" if modes else d.key for d, v in shown], sharey=True, width=4.5
+    )
+    for axis, (dimension, value) in zip(axes, shown, strict=True):
+        axis.axvspan(*dimension.inner, color="#EEEEEE", linewidth=0, label="training range")
+        for method, members in [("doing nothing", None), *by_method([run for run in runs if run.task == task]).items()]:
+            points = []
+            for split in aib_envs.SPLITS:
+                contexts = members[0].contexts[split] if members else aib_envs.context_set(task, split)
+                means = np.mean([run.returns[split].mean(1) for run in members], 0) if members else zero[split]
+                points += [
+                    (c[dimension.key], m)
+                    for c, m in zip(contexts, means, strict=True)
+                    if not modes or c[modes.key] == value
+                ]
+            x, y = np.array(sorted(points)).T
+            look = style(method) if members else {"color": "#999999", "linestyle": "-"}
+            if modes:
+                axis.plot(x, y, label=method, marker=".", markersize=4, linewidth=1.2 if members else 3, **look)
+            else:
+                axis.plot(x, y, ".", label=method, color=look["color"], markersize=5)
+        axis.set_xlabel(dimension.key)
+    axes[0].set_ylabel("return")
+    legend(figure, axes)
+    return figure
+
+
+def report(args):
+    out = Path(args.out)
+    runs, problems = read_runs(args.runs)
+    paper = json.loads((HERE / "results" / "paper_results.json").read_text())
+    (out / "figures").mkdir(parents=True, exist_ok=True)
+    (out / "tables").mkdir(exist_ok=True)
+    same = of_one_length(runs, problems)
+    tasks = list(dict.fromkeys(run.task for run in runs))
+    page = ["# Report\n", f"{len(runs)} finished runs of {len(tasks)} tasks.\n"]
+    page += [
+        "Average episodic return (AER) over 20 contexts and the last evaluation's rollouts; interquartile mean over"
+    ]
+    page += ["seeds with its 95 % bootstrap interval, or the seeds' own values if there are less than three. Bold: the"]
+    page += [
+        "interval lies above those of all other methods. Steps are vector steps, one in each of the 20 contexts.\n"
+    ]
+    tables = {}
+    for task in tasks:
+        page.append(f"## {task}\n")
+        tables[task] = task_table(runs, task, paper)
+        page.append(markdown(tables[task]))
+        figures = {
+            "curves": learning_curves(same, task),
+            "contexts": context_figure(same, task, zero_returns(task, out)),
+        }
+        figures["shadow"] = shadow_figure(same, task)
+        page += [save(figure, out / "figures" / f"{task}_{name}") for name, figure in figures.items() if figure]
+    if same:
+        tables["aggregates"], tables["comparison"] = aggregate_table(same, paper), comparison_table(same, paper)
+        page += [
+            "## Over tasks\n",
+            "Interquartile mean over tasks and seeds of AER scaled by the tasks' return bounds.\n",
+        ]
+        page.append(markdown(tables["aggregates"]))
+        if tables["comparison"]:
+            page += [
+                "Gain in that mean, and P, the probability that a run of DMA\\*-SH is better than one of the other.\n"
+            ]
+            page.append(markdown(tables["comparison"]))
+    for name, rows in tables.items():
+        if rows:
+            write_csv(out / "tables" / f"{name}.csv", rows)
+    if problems:
+        page += ["## Not used, or not mixed\n", *(f"- {problem}" for problem in problems)]
+    (out / "report.md").write_text("\n".join(page) + "\n")
+    for problem in problems:
+        print(problem, file=sys.stderr)
+    print(f"{len(runs)} runs: {out / 'report.md'}")
+
+
+# ----------------------------------------------- Trained agents: embeddings ------------------------------------------
+
+
+@dataclass
+class Trained:
+    """A finished run's agent, in evaluation."""
+
+    name: str
+    method: str
+    task: str
+    module: object
+    args: object
+    agent: object
+
+    def embed(self, history):
+        """z [n, 8] of the windows that `history` ends with; None for a method without an encoder."""
+        if not hasattr(self.agent, "encoder"):
+            return None
+        positions = self.module.subsample(1, self.agent.window_size, False).numpy()
+        device = self.agent.log_alpha.device
+        with torch.no_grad():
+            self.agent.encoder.eval()
+            return (
+                self.agent.encoder(*(torch.from_numpy(x).to(device) for x in history.window(positions))).cpu().numpy()
+            )
+
+
+def load_agent(directory):
+    directory = Path(directory)
+    with aib_tools.reading(directory) as path:
+        config = json.loads((path / "config.json").read_text())
+        module = importlib.import_module(config["script"].removesuffix(".py"))
+        args = module.Args(**config["args"])
+        envs = module.make_envs(args, aib_envs.context_set(args.env_id, "train")[:1])
+        agent = module.make_agent(args, envs)
+        agent.load_state_dict(aib_tools.read_tensors(path / "agent.pt"))
+    method = config["method"].replace("star", "*")
+    return Trained(f"{method} (seed {args.seed})", method, args.env_id, module, args, agent)
+
+
+class MixedWindow:
+    """A History whose transitions before step `start` come from other environments of it: those at `rows`."""
+
+    def __init__(self, history, rows, start):
+        self.own, self.other, self.start = history, copy.copy(history), start
+        self.other.obs, self.other.actions = history.obs[rows], history.actions[rows]
+
+    def window(self, positions):
+        foreign = (self.own.t - self.own.window_size + positions < self.start)[..., None]
+        pairs = zip(self.own.window(positions), self.other.window(positions), strict=True)
+        return tuple(np.where(foreign, other, own) for own, other in pairs)
+
+
+def roll_out(trained, contexts, rollout=0, switch=None, foreign=None):
+    """Rewards [n, T] and embeddings [n, T, 8] (or None) of one episode, deterministic actions. `switch`: key of a
+    binary dimension that takes its other value in the middle. `foreign` [n]: in the middle, each window is filled with
+    what the environment of that index has gone through."""
+    envs, agent = trained.module.make_envs(trained.args, contexts), trained.agent
+    task, n = aib_envs.get_task(trained.task), len(contexts)
+    middle, rewards, embeddings = task.steps // 2, np.zeros((n, task.steps)), []
+    history = aib_envs.History(n, agent.window_size, task.steps, envs.single_observation_space.shape[0], task.act_dim)
+    for t in range(-agent.window_size, task.steps):
+        if t in (-agent.window_size, 0):
+            obs, _ = envs.reset(seed=aib_envs.reset_seeds(n, 2, rollout, int(t < 0)))
+        if switch and t == middle:
+            for env in (env.unwrapped for env in envs.envs):
+                invert(env, switch)
+        view = MixedWindow(history, foreign, middle) if foreign is not None and t >= middle else history
+        if t >= 0:
+            embeddings.append(trained.embed(view))
+        actions = agent.act(obs, view)
+        next_obs, reward, _, _, infos = envs.step(actions)
+        history.add(obs, actions, reward, next_obs, infos["diverged"])
+        obs = next_obs
+        if t >= 0:
+            rewards[:, t] = reward
+    envs.close()
+    return rewards, None if embeddings[0] is None else np.stack(embeddings, axis=1)
+
+
+def invert(env, key):
+    """Gives a binary dimension of an environment's context its other value, and tells those who see the context."""
+    dimension = next(d for d in aib_envs.get_task(env.env_id).dimensions if d.key == key)
+    env.context[key] = sum(dimension.values) - env.context[key]
+    if len(env._suffix):
+        scaled = not np.array_equal(
+            env._suffix,
+            aib_envs.context_vector(env.env_id, env.context | {key: sum(dimension.values) - env.context[key]}),
+        )
+        env._suffix = aib_envs.context_vector(env.env_id, env.context, scaled)
+
+
+def variability(z, contexts, mode):
+    """Theorem A.15: trace of the covariance of z [n, samples, d] over d, and the parts that add up to it: noise within
+    contexts, spread of the contexts' means within a mode, separation of the modes. `contexts`: n dicts; `mode`: key of
+    the binary dimension or None."""
+    labels = np.array([context[mode] if mode else 0 for context in contexts])
+    means, center, d = z.mean(1), z.mean((0, 1)), z.shape[-1]
+    modes = np.stack([means[labels == label].mean(0) for label in labels])  # of each context's mode
+    square = lambda x: float((x**2).sum(-1).mean() / d)
+    return square(z - center), square(z - means[:, None]), square(means - modes), square(modes - center)
+
+
+def cosines(means):
+    unit = means / np.linalg.norm(means, axis=1, keepdims=True)
+    return unit @ unit.T
+
+
+def overlap(means):
+    """Mean pairwise cosine similarity of the contexts' mean embeddings [n, d], without the diagonal."""
+    n = len(means)
+    return float((cosines(means).sum() - n) / (n * (n - 1)))
+
+
+def unit_scale(x):
+    """x [n, ...] as [n, d] with an overall standard deviation of 1, and ties broken by far less than that."""
+    x = np.asarray(x, float).reshape(len(x), -1)
+    return x / max(x.std(), 1e-12) + 1e-9 * np.random.default_rng(0).standard_normal(x.shape)
+
+
+def within(tree, x, radius):
+    """How many points of `tree` lie closer to each x than its radius (max-norm), without itself."""
+    return tree.query_ball_point(x, np.nextafter(radius, 0), p=np.inf, return_length=True) - 1
+
+
+def kraskov(x, y, k=3):
+    """Mutual information in nats of two continuous variables [n, ...]: Kraskov et al. 2004, first estimator."""
+    x, y = unit_scale(x), unit_scale(y)
+    radius = cKDTree(np.hstack([x, y])).query(np.hstack([x, y]), k + 1, p=np.inf)[0][:, -1]
+    counts = [within(cKDTree(part), part, radius) for part in (x, y)]
+    return float(DIGAMMA(k) + DIGAMMA(len(x)) - sum(DIGAMMA(count + 1) for count in counts).mean())
+
+
+def ross(x, labels, k=3):
+    """Mutual information in nats of a continuous [n, ...] and a discrete variable [n]: Ross 2014."""
+    x, labels = unit_scale(x), np.asarray(labels)
+    radius, size = np.zeros(len(x)), np.zeros(len(x))
+    for label in np.unique(labels):
+        same = labels == label
+        radius[same] = cKDTree(x[same]).query(x[same], k + 1, p=np.inf)[0][:, -1]
+        size[same] = same.sum()
+    inside = cKDTree(x).query_ball_point(x, radius, p=np.inf, return_length=True) - 1
+    return float(DIGAMMA(len(x)) + DIGAMMA(k) - DIGAMMA(size).mean() - DIGAMMA(inside).mean())
+
+
+DIGAMMA = scipy.special.digamma
+
+
+def entropy(labels):
+    return float(scipy.stats.entropy(np.unique(labels, return_counts=True)[1]))
+
+
+def informativeness(z, contexts, mode):
+    """I(Z;c), I(Z;S), I(Z;U|S) in nats, of z [n, samples, d]. c is which of the n contexts it is, so at most ln n; S
+    the mode, so at most its entropy; U the continuous dimensions. Without a mode: I(Z;c), None, I(Z;U)."""
+    samples, flat = z.shape[1], z.reshape(-1, z.shape[-1])
+    which = np.repeat(np.arange(len(contexts)), samples)
+    s = np.repeat([context[mode] if mode else 0 for context in contexts], samples)
+    u = np.repeat([[value for key, value in context.items() if key != mode] for context in contexts], samples, axis=0)
+    u = u / u.std(0)
+    given = sum((s == label).mean() * kraskov(flat[s == label], u[s == label]) for label in np.unique(s))
+    return ross(flat, which), ross(flat, s) if mode else None, given
+
+
+def mode_of(task):
+    return next((d.key for d in aib_envs.get_task(task).dimensions if d.values), None)
+
+
+def pairs_of(task, count):
+    """`count` values of the first continuous dimension from the training range, each in both modes: one after the
+    other, so that environment i ^ 1 is the other mode of i."""
+    dimension = next(d for d in aib_envs.get_task(task).dimensions if d.inner)
+    if count == 3:  # of the paper's heatmap
+        values = (
+            [0.8, 1.0, 1.3]
+            if dimension == aib_envs.MASS
+            else [dimension.inner[0], dimension.default, dimension.inner[1]]
+        )
+    else:
+        values = np.linspace(*dimension.inner, count).round(4).tolist()
+    modes = next((d for d in aib_envs.get_task(task).dimensions if d.values), None)
+    return [
+        {dimension.key: v} | ({modes.key: s} if modes else {}) for v in values for s in (modes.values if modes else [0])
+    ]
+
+
+def embedding_rows(trained):
+    """A row of the diagnostics for each set, and z [60, samples, 8]."""
+    mode, rows, contexts = mode_of(trained.task), [], aib_envs.eval_contexts(trained.task)
+    z = roll_out(trained, contexts)[1]
+    z = z[:, :: max(1, z.shape[1] // 50)]
+    for i, split in enumerate(aib_envs.SPLITS):
+        part, own = z[20 * i : 20 * i + 20], contexts[20 * i : 20 * i + 20]
+        row = {"task": trained.task, "run": trained.name, "set": split}
+        names = ("variability", "noise within contexts", "spread within modes", "separation of modes")
+        row |= dict(zip(names, (f"{value:.2g}" for value in variability(part, own, mode)), strict=True))
+        row["overlap"] = f"{overlap(part.mean(1)):.2f}"
+        ceiling = [np.log(20), entropy([context[mode] for context in own]) if mode else 0]
+        c, s, u = informativeness(part, own, mode)
+        row |= {
+            "I(Z;c)": f"{c:.2f} of {ceiling[0]:.2f}",
+            "I(Z;S)": f"{s:.2f} of {ceiling[1]:.2f}" if mode else "",
+            "I(Z;U|S)": f"{u:.2f}",
+        }
+        rows.append(row)
+    return rows, z
+
+
+def embedding_figure(trained, z):
+    """t-SNE of the embeddings, coloured by mode and by the continuous dimension; cosines of six contexts' means."""
+    mode, contexts = mode_of(trained.task), aib_envs.eval_contexts(trained.task)
+    continuous = next(d for d in aib_envs.get_task(trained.task).dimensions if d.inner)
+    z = z[:, :: max(1, z.shape[1] // 20)]
+    points = TSNE(init="pca", random_state=0, perplexity=30).fit_transform(z.reshape(-1, z.shape[-1]))
+    figure, axes = panels(
+        3, [f"{trained.name}: {mode or 'no mode'}", continuous.key, "cosine similarity"], height=3.8, width=4.2
+    )
+    if mode:
+        labels = np.repeat([context[mode] for context in contexts], z.shape[1])
+        for value, color, marker in zip(np.unique(labels), ("#0072B2", "#E69F00"), ("o", "^"), strict=True):
+            axes[0].plot(*points[labels == value].T, marker, color=color, markersize=2, label=f"{mode} {value:+d}")
+        axes[0].legend(markerscale=3, frameon=True, loc="best")
+    shade = np.repeat([context[continuous.key] for context in contexts], z.shape[1])
+    figure.colorbar(axes[1].scatter(*points.T, c=shade, s=3, cmap="viridis"), ax=axes[1])
+    for axis in axes[:2]:
+        axis.set_xticks([])
+        axis.set_yticks([])
+    six = pairs_of(trained.task, 3)
+    six.sort(key=lambda context: context.get(mode, 0))
+    similarity = cosines(roll_out(trained, six)[1].mean(1))
+    axes[2].imshow(similarity, vmin=-1, vmax=1, cmap="PuOr")
+    names = [", ".join(f"{value:g}" for value in reversed(context.values())) for context in six]
+    axes[2].set_xticks(range(len(six)), names, rotation=45, ha="right")
+    axes[2].set_yticks(range(len(six)), names)
+    for (i, j), value in np.ndenumerate(similarity):
+        axes[2].text(
+            j, i, f"{value:.2f}", ha="center", va="center", fontsize=7, color="white" if abs(value) > 0.7 else "black"
+        )
+    return figure, similarity, [context.get(mode, 0) for context in six]
+
+
+# ----------------------------------------------- Adaptation inside an episode ----------------------------------------
+
+
+def adaptation(trained, rollouts=4):
+    """What happens when the actuators change in the middle of an episode, and when the window tells of the other mode.
+    Rewards [T] averaged over 20 contexts and rollouts: as usual, `switch`, `foreign` (with a window only), and how far
+    the embedding has gone from the old to the new context's mean [T], for both."""
+    contexts, key = pairs_of(trained.task, 10), mode_of(trained.task)
+    other = np.arange(len(contexts)) ^ 1
+    kinds = {"usual": {}, "switch": {"switch": key}}
+    if trained.agent.window_size:
+        kinds["foreign"] = {"foreign": other}
+    runs = {
+        kind: [roll_out(trained, contexts, r, **options) for r in range(rollouts)] for kind, options in kinds.items()
+    }
+    rewards = {kind: np.mean([run[0] for run in done], axis=(0, 1)) for kind, done in runs.items()}
+    moved = {}
+    if runs["usual"][0][1] is not None:
+        usual = np.mean([run[1] for run in runs["usual"]], axis=(0, 2))  # each context's mean [n, 8]
+        way = usual[other] - usual
+        for kind, done in runs.items():
+            z = np.mean([run[1] for run in done], axis=0)
+            moved[kind] = (((z - usual[:, None]) * way[:, None]).sum(-1) / (way**2).sum(-1)[:, None].clip(1e-12)).mean(
+                0
+            )
+    return rewards, moved
+
+
+def recovery(rewards, share=0.9, smooth=5):
+    """Level of reward before the middle of the episode, the lowest after it, and the steps until the mean of `smooth`
+    rewards has come back to `share` of the level (None: not in this episode)."""
+    middle = len(rewards) // 2
+    level = rewards[middle - middle // 4 : middle].mean()
+    after = np.convolve(rewards[middle:], np.ones(smooth) / smooth, "valid")
+    drop = int(after.argmin())
+    back = np.flatnonzero(after[drop:] >= share * level) if after[drop] < share * level else [-drop]
+    return level, after[drop], int(drop + back[0]) if len(back) else None
+
+
+def adaptation_figure(results, task):
+    """Reward and embedding around the middle of the episode; a line is the mean over the runs of a method."""
+    titles = ["actuators change at 0", "window of the other mode at 0", "embedding: 0 old, 1 new context"]
+    figure, axes = panels(3, titles, width=4.2)
+    for method in dict.fromkeys(method for method, _, _ in results):
+        own = [(rewards, moved) for name, rewards, moved in results if name == method]
+        for axis, kind in zip(axes, ("switch", "foreign"), strict=False):
+            if kind in own[0][0]:
+                draw_steps(axis, np.mean([rewards[kind] for rewards, _ in own], 0), method)
+        if own[0][1]:
+            draw_steps(axes[2], np.mean([moved["switch"] for _, moved in own], 0), method)
+    steps, window = aib_envs.get_task(task).steps, aib_envs.get_task(task).window
+    for axis in axes:
+        axis.axvline(0, color="#999999", linewidth=0.8)
+        axis.set_xlim(-min(steps // 4, 2 * window), min(steps // 2, 5 * window))
+        axis.set_xlabel("steps")
+    axes[0].set_ylabel("reward per step")
+    axes[1].sharey(axes[0])
+    legend(figure, axes)
+    return figure
+
+
+def draw_steps(axis, values, method):
+    axis.plot(np.arange(len(values)) - len(values) // 2, values, label=method, **style(method))
+
+
+def embeddings(args):
+    out = Path(args.out)
+    (out / "figures").mkdir(parents=True, exist_ok=True)
+    (out / "tables").mkdir(exist_ok=True)
+    agents = sorted(
+        (load_agent(directory) for directory in args.embeddings), key=lambda t: (t.task, rank(t.method), t.name)
+    )
+    page, rows, times = ["# Trained agents\n"], [], []
+    for task in dict.fromkeys(trained.task for trained in agents):
+        page.append(f"## {task}\n")
+        results = []
+        for trained in (trained for trained in agents if trained.task == task):
+            if hasattr(trained.agent, "encoder"):
+                own, z = embedding_rows(trained)
+                figure, similarity, labels = embedding_figure(trained, z)
+                page.append(
+                    save(
+                        figure,
+                        out
+                        / "figures"
+                        / f"{task}_embeddings_{trained.method.replace('*', 'star')}_{trained.args.seed}",
+                    )
+                )
+                same, off = np.equal.outer(labels, labels), ~np.eye(len(labels), dtype=bool)
+                spread = lambda x: f"{x.min():.2f} to {x.max():.2f}"
+                page.append(f"{trained.name}: cosine similarity within a mode {spread(similarity[same & off])}")
+                if not same.all():
+                    page[-1] += f", across modes {spread(similarity[~same])}"
+                page[-1] += ".\n"
+                rows += own
+            if mode_of(task):
+                rewards, moved = adaptation(trained)
+                results.append((trained.method, rewards, moved))
+                for kind in [kind for kind in rewards if kind != "usual"]:
+                    level, low, steps = recovery(rewards[kind])
+                    row = {
+                        "task": task,
+                        "run": trained.name,
+                        "what": {"switch": "actuators change", "foreign": "foreign window"}[kind],
+                    }
+                    row |= {"reward before": f"{level:.2f}", "lowest after": f"{low:.2f}"}
+                    times.append(row | {"steps to 90 %": "not in the episode" if steps is None else steps})
+        if results:
+            page.append(save(adaptation_figure(results, task), out / "figures" / f"{task}_adaptation"))
+    for name, table in {"embeddings": rows, "adaptation": times}.items():
+        if table:
+            page.append(markdown(table))
+            write_csv(out / "tables" / f"{name}.csv", table)
+    (out / "embeddings.md").write_text("\n".join(page) + "\n")
+    print(f"{len(agents)} agents: {out / 'embeddings.md'}")
+
+
+if __name__ == "__main__":
+    try:
+        args = aib_tools.read_flags(Args, __doc__, Args())
+        embeddings(args) if args.embeddings else report(args)
+    except OSError as error:
+        aib_tools.fail(error)

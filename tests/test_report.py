@@ -1,0 +1,314 @@
+"""report.py: statistics against closed forms, scipy and known information; tables of runs with known numbers."""
+
+import csv
+import json
+import math
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy.stats
+
+pytest.importorskip("sklearn", reason="needs the extra [report]")
+
+import aib_envs
+import report
+
+ROOT = Path(__file__).parent.parent
+PAPER = json.loads((ROOT / "results" / "paper_results.json").read_text())
+
+
+# ------------------------------------------------------ statistics ---------------------------------------------------
+
+
+def test_interquartile_mean():
+    assert report.iqm(np.array([1.0, 2, 3, 100])) == 2.5
+    assert report.iqm(np.array([5.0, 1, 3])) == 3  # nothing to trim
+    assert report.iqm(np.arange(12.0).reshape(3, 4)).tolist() == [1.5, 5.5, 9.5]
+
+
+def test_bootstrap_of_one_group_against_scipy():
+    x = np.random.default_rng(1).normal(10, 3, 12)
+    ours = report.bootstrap([x], report.pooled_iqm, 20_000)
+    theirs = scipy.stats.bootstrap((x,), report.iqm, method="percentile", n_resamples=20_000, random_state=2)
+    assert ours == pytest.approx(theirs.confidence_interval, abs=0.06)
+
+
+def test_bootstrap_of_a_mean_against_the_closed_form():
+    x = np.random.default_rng(3).normal(0, 1, 400)
+    low, high = report.bootstrap([x], lambda groups: groups[0].mean(1), 5000)
+    assert (high - low) / 2 == pytest.approx(1.96 * x.std() / 20, rel=0.05)
+
+
+def test_bootstrap_is_stratified():
+    groups = [np.full(3, 0.0), np.full(3, 1.0)]  # all the variance lies between the tasks
+    assert report.bootstrap(groups, report.pooled_iqm).tolist() == [0.5, 0.5]
+
+
+def test_probability_of_improvement():
+    x, y = np.random.default_rng(4).normal(size=(2, 9))
+    expected = scipy.stats.mannwhitneyu(x, y).statistic / 81
+    assert report.improvement(x, y) == pytest.approx(expected)
+    assert report.improvement([1, 2], [1, 2]) == 0.5 and report.improvement([2, 3], [0, 1]) == 1
+    assert report.mean_improvement([[2, 3], [0], [0, 1], [1]]) == 0.5
+
+
+# ------------------------------------------------------ information --------------------------------------------------
+
+
+@pytest.mark.parametrize("correlation", [0.0, 0.5, 0.9])
+def test_kraskov_on_gaussians(correlation):
+    rng = np.random.default_rng(0)
+    x, y = rng.multivariate_normal([0, 0], [[1, correlation], [correlation, 1]], 3000).T
+    assert report.kraskov(x, y) == pytest.approx(-0.5 * math.log(1 - correlation**2), abs=0.05)
+    assert report.kraskov(100 * x, y) == pytest.approx(report.kraskov(x, y), abs=1e-3)  # units do not matter
+
+
+def test_kraskov_on_two_dimensional_gaussians():
+    x = np.random.default_rng(0).normal(size=(3000, 2))
+    y = x + np.random.default_rng(1).normal(size=(3000, 2))
+    assert report.kraskov(x, y) == pytest.approx(math.log(2), abs=0.07)
+
+
+@pytest.mark.parametrize("share", [0.5, 0.45])
+def test_a_clean_binary_code_tells_its_entropy(share):
+    labels = np.arange(2000) < 2000 * share
+    z = np.where(labels[:, None], [0.0, 1.0], [1.0, 0.0]) + 0.01 * np.random.default_rng(0).normal(size=(2000, 2))
+    entropy = -share * math.log(share) - (1 - share) * math.log(1 - share)
+    assert report.entropy(labels) == pytest.approx(entropy)
+    assert report.ross(z, labels) == pytest.approx(entropy, abs=0.01)
+    assert report.kraskov(z, labels.astype(float)) == pytest.approx(entropy, abs=0.02)
+
+
+def test_a_code_that_knows_nothing_tells_nothing():
+    rng = np.random.default_rng(0)
+    assert report.ross(rng.normal(size=(2000, 8)), rng.integers(0, 20, 2000)) == pytest.approx(0, abs=0.05)
+
+
+def test_ross_against_sklearn():
+    from sklearn.feature_selection import mutual_info_classif
+
+    labels = np.random.default_rng(0).integers(0, 3, 1500)
+    x = labels + np.random.default_rng(1).normal(size=1500)
+    theirs = mutual_info_classif(x[:, None], labels, n_neighbors=3, random_state=0)[0]
+    assert report.ross(x, labels) == pytest.approx(theirs, abs=0.02)
+
+
+@pytest.mark.parametrize(("env_id", "mode"), [("DI", "inversion"), ("Walker", None), ("DI-Perm", "permutation")])
+def test_variabilitys_parts_add_up(env_id, mode):
+    z = np.random.default_rng(0).normal(size=(20, 30, 8)) * np.linspace(0.1, 2, 8)
+    contexts = aib_envs.context_set(env_id, "train")
+    z += 3 * np.array([context.get(mode, 0) for context in contexts])[:, None, None]
+    total, *parts = report.variability(z, contexts, mode)
+    assert abs(total - sum(parts)) < 1e-10 and min(parts) >= 0 and report.mode_of(env_id) == mode
+    assert total == pytest.approx(np.cov(z.reshape(-1, 8).T, bias=True).trace() / 8)
+    assert (parts[2] < 1e-12) == (mode is None)
+
+
+def test_overlap_and_informativeness_of_a_clean_code():
+    contexts = aib_envs.context_set("DI", "train")
+    code = np.array([[context["inversion"] == 1, context["inversion"] == -1] for context in contexts], float)
+    assert report.overlap(code) == pytest.approx((11 * 10 + 9 * 8) / 380)
+    z = code[:, None] + 1e-3 * np.random.default_rng(0).normal(size=(20, 50, 2))
+    c, s, u = report.informativeness(z, contexts, "inversion")
+    assert s == pytest.approx(0.688, abs=0.01) and c == pytest.approx(s, abs=0.1) and u == pytest.approx(0, abs=0.1)
+    z = np.array([list(context.values()) for context in contexts])[:, None] + 1e-4 * z  # knows the mass too
+    c, s, u = report.informativeness(z, contexts, "inversion")
+    assert c == pytest.approx(math.log(20), abs=0.02) and u == pytest.approx(math.log(20) - 0.688, abs=0.2)
+
+
+# ------------------------------------------------- made-up runs, known numbers ---------------------------------------
+
+
+def make_run(directory, method, seed, value, steps=1000, env_id="DI", flags=None, metrics=True):
+    """A finished run whose return in every context is `value` + 0 (train), 1 (eval-in), 2 (eval-out)."""
+    run = directory / f"{env_id}__{method}__{seed}__{steps}{value}"
+    run.mkdir(parents=True)
+    args = {"env_id": env_id, "seed": seed, "total_timesteps": steps, "gamma": 0.99, "run_dir": "runs"} | (flags or {})
+    (run / "config.json").write_text(json.dumps({"run": run.name, "method": method, "args": args}))
+    contexts = {split: aib_envs.context_set(env_id, split) for split in aib_envs.SPLITS}
+    returns = {split: [[value + i - 1, value + i + 1]] * 20 for i, split in enumerate(aib_envs.SPLITS)}
+    results = {"method": method, "args": args, "contexts": contexts, "returns": returns}
+    (run / "results.json").write_text(json.dumps(results))
+    lines = [{"global_step": s, "aer": dict.fromkeys(aib_envs.SPLITS, value)} for s in range(0, steps + 1, 500)]
+    if metrics:
+        (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return run
+
+
+def main(*flags, cwd, code=0):
+    command = [sys.executable, str(ROOT / "report.py"), *map(str, flags)]
+    process = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=600, check=False)
+    assert process.returncode == code and "Traceback" not in process.stderr, process.stderr
+    return process
+
+
+def table(path):
+    with open(path) as file:
+        return list(csv.DictReader(file))
+
+
+def test_tables_of_known_numbers(tmp_path):
+    for seed, value in enumerate([40, 50, 60]):
+        make_run(tmp_path / "runs", "DMAstar-SH", seed, value)
+        make_run(tmp_path / "runs", "DR", seed, value / 10)
+    make_run(tmp_path / "runs", "Concat", 1, 30)
+    make_run(tmp_path / "runs", "Concat", 2, 20, steps=2000)
+    make_run(tmp_path / "runs", "DR", 0, 80, env_id="DI-Friction")
+    make_run(tmp_path / "runs", "DMAstar-SH", 0, 84, env_id="DI-Friction")
+    process = main(cwd=tmp_path)
+    rows = table(tmp_path / "report" / "tables" / "DI.csv")
+    assert [(row["method"], row["seeds"], row["steps"]) for row in rows] == [
+        ("DR", "3", "1000"),
+        ("Concat", "1", "1000"),
+        ("DMA*-SH", "3", "1000"),
+        ("Concat", "1", "2000"),
+    ]
+    assert [row["train"] for row in rows] == ["5.0 [4.0, 6.0]", "30.0", "50.0 [40.0, 60.0]", "20.0"]
+    assert [row["eval-out"] for row in rows] == ["7.0 [6.0, 8.0]", "32.0", "52.0 [42.0, 62.0]", "22.0"]
+    assert rows[2]["all sets"] == "51.0 [41.0, 61.0]"
+    total = {(row["tasks"], row["method"]): row for row in table(tmp_path / "report" / "tables" / "aggregates.csv")}
+    assert total["non-overlapping", "DMA*-SH"]["train"] == "0.50 [0.40, 0.60] (paper 0.84)"
+    assert total["overlapping", "DR"]["eval-out"] == "0.82 (paper 0.55)"
+    assert total["all", "DMA*-SH"]["train"].startswith(f"{np.mean([0.5, 0.6]):.2f} (paper")  # 40 50 60 84, trimmed
+    assert total["all", "Concat"]["runs"] == "1"  # the run of 2,000 steps is not mixed in
+    against = {(r["tasks"], r["DMA*-SH against"]): r for r in table(tmp_path / "report" / "tables" / "comparison.csv")}
+    assert against["non-overlapping", "DR"]["train"] == "+900.0 % (paper +90.9 %); P = 1.00 [1.00, 1.00]"
+    assert against["overlapping", "DR"]["train"] == "+5.0 % (paper +6.3 %); P = 1.00"
+    assert "DI: figures and aggregates are of 1000 steps; runs of [2000] are in the table only" in process.stderr
+    page = (tmp_path / "report" / "report.md").read_text()
+    for name in ("DI_curves", "DI_contexts", "DI-Friction_curves", "DI-Friction_contexts"):
+        assert f"figures/{name}.png" in page
+        for kind in ("png", "svg"):
+            assert (tmp_path / "report" / "figures" / f"{name}.{kind}").stat().st_size > 5000
+
+
+def test_the_best_is_bold_only_where_intervals_allow_it():
+    assert report.best({"A": [1, 2, 3], "B": [4, 5, 6]}) == "B"
+    assert report.best({"A": [1, 2, 5], "B": [4, 5, 6]}) is None
+    assert report.best({"A": [1, 2], "B": [4, 5, 6]}) is None and report.best({"B": [4, 5, 6]}) is None
+
+
+def test_what_cannot_be_used_is_named_and_the_rest_reported(tmp_path):
+    runs = tmp_path / "runs"
+    good = make_run(runs, "DR", 1, 10)
+    (make_run(runs, "DR", 2, 10) / "results.json").unlink()
+    half = make_run(runs, "DR", 3, 10)
+    (half / "metrics.jsonl").write_text((half / "metrics.jsonl").read_text() + '{"global_step": 15')
+    damaged = make_run(runs, "DR", 4, 10)
+    (damaged / "results.json").write_text("{")
+    few = make_run(runs, "DR", 5, 10)
+    results = json.loads((few / "results.json").read_text())
+    results["returns"]["train"].pop()
+    (few / "results.json").write_text(json.dumps(results))
+    other = make_run(runs, "DR", 6, 10, flags={"gamma": 0.9})
+    again = Path(shutil.copytree(good, runs / "again"))
+    (tmp_path / "empty").mkdir()
+    process = main("runs", "empty", cwd=tmp_path)
+    lines = process.stderr.splitlines()
+    for part in (
+        "empty: no runs here",
+        "DI__DR__2__100010: has not finished (no results.json)",
+        f"runs/{half.name}/metrics.jsonl: line 4 cannot be read; what comes before it is used",
+        f"runs/{damaged.name}: cannot be used (JSONDecodeError",
+        f"runs/{few.name}: cannot be used (ValueError: returns must be 20 x rollouts",
+        f"runs/{other.name}: is shown as DR (gamma 0.9)",
+        "left out",
+    ):
+        assert sum(part in line for line in lines) == 1, (part, lines)
+    assert again.name in process.stderr and len(lines) == 7
+    rows = table(tmp_path / "report" / "tables" / "DI.csv")
+    assert [(row["method"], row["seeds"]) for row in rows] == [("DR", "2"), ("DR (gamma 0.9)", "1")]
+
+
+def test_an_empty_directory_gives_an_empty_report(tmp_path):
+    (tmp_path / "runs").mkdir()
+    process = main(cwd=tmp_path)
+    assert process.stderr == "runs: no runs here\n" and "0 runs" in process.stdout
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--embedding", "x"], "--embeddings"),
+        (["--embeddings", "nowhere"], "cannot use nowhere"),
+        (["--out", "/dev/null/x"], "/dev/null"),
+    ],
+)
+def test_bad_input_gets_one_line(flags, message, tmp_path):
+    (tmp_path / "runs").mkdir()
+    lines = main(*flags, cwd=tmp_path, code=2).stderr.splitlines()
+    assert message in lines[-1] and lines[-1].startswith("report.py: ")
+
+
+# ------------------------------------------------------- trained agents ----------------------------------------------
+
+
+def test_recovery():
+    rewards = np.array([1.0] * 50 + [0.0] * 10 + [0.5] * 10 + [1.0] * 30)
+    level, low, steps = report.recovery(rewards, smooth=1)
+    assert (level, low, steps) == (1, 0, 20)
+    assert report.recovery(np.array([1.0] * 50 + [0.0] * 50))[2] is None
+    assert report.recovery(np.ones(100))[2] == 0  # nothing was lost
+
+
+def test_a_foreign_window_holds_others_transitions_until_they_have_left_it():
+    history = aib_envs.History(2, 4, 10, 1, 1)
+    for t in range(-4, 6):
+        obs = np.array([[t], [100 + t]], np.float32)
+        history.add(obs, obs + 0.5, np.zeros(2), obs + 1, np.zeros(2, bool))
+    positions = np.array([[0, 1, 2, 3]])  # transitions 2, 3, 4, 5
+    view = report.MixedWindow(history, np.array([1, 0]), 4)
+    obs, actions, deltas = view.window(positions)
+    assert obs[0, :, 0].tolist() == [102, 103, 4, 5] and obs[1, :, 0].tolist() == [2, 3, 104, 105]
+    assert np.array_equal(actions, obs + 0.5) and (deltas == 1).all()
+    own = history.window(positions)
+    late = report.MixedWindow(history, np.array([1, 0]), 2).window(positions)
+    assert all(np.array_equal(a, b) for a, b in zip(late, own, strict=True))
+
+
+@pytest.mark.parametrize("observe", [None, "raw", "scaled"])
+def test_inversion_inside_an_episode(observe):
+    env = aib_envs.gym.make("AIB/DI-v0", context={"inversion": -1, "mass": 0.5}, observe_context=observe).unwrapped
+    env.reset(seed=0)
+    report.invert(env, "inversion")
+    assert env.context == {"mass": 0.5, "inversion": 1}
+    env.state[:] = 0
+    obs = env.step(np.ones(2, np.float32))[0]
+    assert obs[2] > 0
+    assert obs[4:].tolist() == pytest.approx({None: [], "raw": [0.5, 1], "scaled": [2 * 0.4 / 1.9 - 1, 1]}[observe])
+
+
+def test_pairs():
+    assert report.pairs_of("DI", 3)[:3] == [
+        {"mass": 0.8, "inversion": -1},
+        {"mass": 0.8, "inversion": 1},
+        {"mass": 1.0, "inversion": -1},
+    ]
+    twenty = report.pairs_of("Cheetah", 10)
+    assert len(twenty) == 20 and all(twenty[i]["length"] == twenty[i ^ 1]["length"] for i in range(20))
+
+
+def test_embeddings_of_real_runs(tmp_path):
+    flags = ["--env-id", "DI", "--total-timesteps", "20", "--learning-starts", "200", "--eval-rollouts", "1"]
+    for script in (["dmash_sac.py"], ["dma_sac.py", "--kl-beta", "0.4"], ["dr_sac.py"], ["da_sac.py"]):
+        command = [sys.executable, str(ROOT / script[0]), *script[1:], *flags]
+        subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
+    process = main("--embeddings", *(tmp_path / "runs").iterdir(), cwd=tmp_path)
+    assert "4 agents" in process.stdout
+    rows = table(tmp_path / "report" / "tables" / "embeddings.csv")
+    assert [(row["run"], row["set"]) for row in rows[::3]] == [
+        ("DMA-Pearl (seed 1)", "train"),
+        ("DMA*-SH (seed 1)", "train"),
+    ]
+    assert {row["what"] for row in table(tmp_path / "report" / "tables" / "adaptation.csv")} == {
+        "actuators change",
+        "foreign window",
+    }
+    for name in ("embeddings_DMAstar-SH_1", "embeddings_DMA-Pearl_1", "adaptation"):
+        assert (tmp_path / "report" / "figures" / f"DI_{name}.png").stat().st_size > 5000
+    page = (tmp_path / "report" / "embeddings.md").read_text()
+    assert "within a mode" in page and "across modes" in page
