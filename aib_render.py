@@ -77,5 +77,6 @@ def record(envs, policy, window, path):
         return policy(obs, history)
 
     returns = aib_envs.evaluate(envs, seen, window, rollouts=1)[:, 0]
-    imageio.mimsave(path, frames, fps=20, loop=0)
+    with open(path, "wb") as file:
+        imageio.mimsave(file, frames, format="GIF", fps=20, loop=0)
     return returns

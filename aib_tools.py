@@ -4,10 +4,12 @@ As a program it tracks a run (`python aib_tools.py track runs/<dir>`, what --tra
 """
 
 import contextlib
+import fcntl
 import importlib
 import io
 import json
 import os
+import re
 import select
 import subprocess
 import sys
@@ -21,6 +23,7 @@ import aib_envs
 
 # What may be given again with --resume and --eval-only: it does not change what has been learned.
 FREE = {"total_timesteps", "eval_rollouts", "cuda", "keep_checkpoint", "capture_video", "track"}
+FORMAT = 1  # of checkpoint.pt: what it holds
 
 
 def fail(message, code=2):
@@ -64,7 +67,10 @@ def parse_args(cls, description):
                 fail(f"{directory} has --{name.replace('_', '-')} {saved[name]}; what can change is {free}")
     try:
         task = aib_envs.get_task(args.env_id)
-        context = {key: float(value) for key, _, value in (pair.partition("=") for pair in args.context)}
+        context = dict(pair.split("=") for pair in args.context if re.fullmatch(r"\w+=[-+.\w]+", pair))
+        if len(context) < len(args.context):
+            raise ValueError(f"--context takes key=value, each key once; got {' '.join(args.context)}")
+        context = {key: float(value) for key, value in context.items()}
         args.context = aib_envs.complete_context(args.env_id, context) if context else None
     except ValueError as error:
         fail(error)
@@ -129,8 +135,67 @@ def read_config(directory, cls):
         config = json.loads(path.read_text())
         if config["script"] != Path(sys.argv[0]).name:
             raise ValueError(f"this is a run of {config['script']}")
-        cls(**config["args"])
-        return config
+        for name, value in vars(cls(**config["args"])).items():
+            if name in config["args"] and type(value) is not type(getattr(cls(), name)) and name != "total_timesteps":
+                raise ValueError(f"{name} cannot be {value!r}")
+        return config | {"run": str(config["run"]), "method": str(config["method"])}
+
+
+def git_commit(directory):
+    """The commit that `directory` is at, or ""."""
+    with contextlib.suppress(OSError):
+        command = ["git", "-C", str(directory), "rev-parse", "HEAD"]
+        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+    return ""
+
+
+def lock(path, new):
+    """Opens a run's metrics.jsonl for appending. While it is open, no other process can open it so."""
+    file = open(os.open(path, os.O_RDWR | os.O_APPEND | (os.O_CREAT if new else 0), 0o666), "a")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        fail(f"{path.parent} is in use by another process")
+    return file
+
+
+def origin(config):
+    """What a checkpoint must have in common with its run's configuration."""
+    fixed = {name: value for name, value in config["args"].items() if name not in FREE}
+    return fixed | {"run": config["run"], "script": config["script"], "format": FORMAT}
+
+
+def check_origin(found, config):
+    """Raises ValueError if the `origin` that stands in a checkpoint is not that of `config`."""
+    for name, value in origin(config).items():
+        if found.get(name) != value:
+            raise ValueError(f"it was made with {name} {found.get(name)}, which should be {value}")
+
+
+def check_resumable(run, args, global_step, length):
+    """Ends the program with one line if the run cannot go on from its checkpoint's step, with the `length` bytes of
+    metrics.jsonl that were there. One that was killed before its first checkpoint begins anew."""
+    missing = not (run / "checkpoint.pt").exists()
+    if (run / "results.json").exists():
+        with reading(run / "results.json") as path:
+            done = json.loads(path.read_text())["args"]["total_timesteps"]
+        if done >= args.total_timesteps or missing:
+            fail(f"{run} has finished; only one with --keep-checkpoint can be extended to more --total-timesteps")
+    elif missing and last_metrics(run)["global_step"] >= args.eval_every + aib_envs.get_task(args.env_id).steps:
+        fail(f"{run} has lost its checkpoint.pt")
+    if global_step > args.total_timesteps:
+        fail(f"{run} is at step {global_step} already; --total-timesteps is {args.total_timesteps}")
+    if os.path.getsize(run / "metrics.jsonl") < length:
+        fail(f"{run / 'metrics.jsonl'} has lost lines since the checkpoint was written")
+
+
+def last_metrics(run):
+    """The last whole line of a run's metrics.jsonl."""
+    lines = (run / "metrics.jsonl").read_text().splitlines() if (run / "metrics.jsonl").exists() else []
+    for line in reversed(lines):
+        with contextlib.suppress(ValueError):
+            return json.loads(line)
+    return {"global_step": 0, "seconds": {}}
 
 
 def check_finite(kind, tensors, global_step):
@@ -189,42 +254,62 @@ def track(run):
 
 
 def read_runs(run_dir):
-    """[(directory, config, arguments of its results or {}, steps done, seconds for them)] of the runs in `run_dir`."""
+    """[(directory, config, arguments of its results or {}, last metrics)] of the runs in `run_dir`."""
     runs = []
     for path in sorted(Path(run_dir).glob("*/config.json")):
-        with contextlib.suppress(OSError, ValueError, LookupError, TypeError):  # a foreign or damaged directory
+        try:
             run, config = path.parent, json.loads(path.read_text())
-            results = run / "results.json"
-            finished = json.loads(results.read_text())["args"] if results.exists() else {}
-            lines = (run / "metrics.jsonl").read_text().splitlines() if (run / "metrics.jsonl").exists() else []
-            last = json.loads(lines[-1]) if lines else {"global_step": 0, "seconds": {}}
-            runs.append((run, config, finished, last["global_step"], sum(last["seconds"].values())))
+            finished = {}
+            with contextlib.suppress(OSError, ValueError):  # then it has not finished
+                finished = json.loads((run / "results.json").read_text())["args"]
+            keys = config["script"], config["method"], config["args"]["env_id"]
+            runs.append((run, keys, config["args"], finished, last_metrics(run)))
+        except (OSError, ValueError, LookupError, TypeError) as error:
+            print(f"{path.parent} is left aside: its config.json is not a run's ({error!r})", file=sys.stderr)
     return runs
+
+
+def in_use(run):
+    """Does a process hold the lock of this run?"""
+    with open(run / "metrics.jsonl") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
 
 
 def plan(run_dir, jobs):
     """For each job, words "TASK METHOD SEED script flags ...", what is to be done: yields a line "STATUS HOURS TASK
-    METHOD SEED command ...". Status: `done`, `resume` or `new`, which a run's config.json decides and not its name.
+    METHOD SEED command ...". Status: `done`, `running`, `resume` or `new`, which a run's files decide and not its name.
     Hours: what is left, by the speed of the longest run of this task and method; `?` where there is none."""
     runs = read_runs(run_dir)
-    for task, method, seed, script, *flags in (job.split() for job in jobs):
+    for task, method, seed, script, *flags in (job.split() for job in dict.fromkeys(jobs)):
+        if taken := {"--help", "-h", "--env-id", "--seed", "--run-dir", "--resume", "--eval-only"} & set(flags):
+            fail(f"FLAGS cannot have {', '.join(sorted(taken))}")
         sys.argv = [script, "--env-id", task, "--seed", seed, *flags]
         module = importlib.import_module(script.removesuffix(".py"))
-        args = vars(parse_args(module.Args, ""))
+        args = parse_args(module.Args, "")
+        if (name := module.method_name(args)) != method:
+            fail(f"with these FLAGS, {method} is {name}")
+        args = vars(args)
         own = args.keys() - FREE - {"run_dir", "resume", "eval_only", "context"} | {"total_timesteps", "eval_rollouts"}
         same = lambda other, own=own, args=args: all(other.get(name) == args[name] for name in own)
-        alike = [run for run in runs if run[1]["script"] == script and same(run[1]["args"])]
-        done = any(same(finished) for _, _, finished, _, _ in alike)
-        started, steps = max(((run, step) for run, _, _, step, _ in alike), key=lambda x: x[1], default=(None, 0))
-        speed = [
-            (n, t)
-            for _, config, _, n, t in runs
-            if n and (config["args"]["env_id"], config["method"]) == (task, method)
+        alike = [run for run in runs if run[1] == (script, method, task) and same(run[2])]
+        done = any(same(finished) for _, _, _, finished, _ in alike)
+        # The run to go on with: one with a checkpoint, and of those the one that has come furthest.
+        reached = lambda run: ((run[0] / "checkpoint.pt").exists(), run[4]["global_step"])
+        started = max(alike, key=reached, default=None)
+        steps = reached(started)[1] if started and reached(started)[0] else 0
+        speeds = [
+            (m["global_step"], sum(m["seconds"].values())) for _, keys, _, _, m in runs if keys[1:] == (method, task)
         ]
+        n, seconds = max(speeds, default=(0, 0))
         left = 0 if done else args["total_timesteps"] - steps
-        hours = f"{left * max(speed)[1] / max(speed)[0] / 3600:.2f}" if speed else "?" if left else "0.00"
-        command = [script, "--resume", str(started)] if started else [*sys.argv, "--run-dir", run_dir]
-        yield " ".join(["done" if done else "resume" if started else "new", hours, task, method, seed, *command])
+        hours = f"{left * seconds / n / 3600:.2f}" if n else "?" if left else "0.00"
+        command = [script, "--resume", str(started[0]), *flags] if started else [*sys.argv, "--run-dir", run_dir]
+        status = "done" if done else "new" if not started else "running" if in_use(started[0]) else "resume"
+        yield " ".join([status, hours, task, method, seed, *command])
 
 
 if __name__ == "__main__":

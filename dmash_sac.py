@@ -7,11 +7,9 @@ dynamics alone: the RL losses see omega as a constant. Start it with: python dma
 """
 
 import copy
-import fcntl
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
 from dataclasses import dataclass
@@ -326,12 +324,11 @@ class Agent(nn.Module):
 # --------------------------------------------------------- Run --------------------------------------------------------
 # config.json, metrics.jsonl, checkpoint.pt, agent.pt and results.json in its directory. None of it is about the method.
 
-FORMAT = 1  # of checkpoint.pt
 STOP = []  # signals that have asked for an end
 
 
 def open_run(args):
-    """A new directory, or that of --resume; its configuration; its metrics.jsonl, which stays locked."""
+    """A new directory, or that of --resume; its configuration; its metrics.jsonl, which also locks it."""
     if args.resume:
         run, config = Path(args.resume), aib_tools.read_config(args.resume, Args)
     else:
@@ -339,34 +336,26 @@ def open_run(args):
         run = Path(args.run_dir) / f"{args.env_id}__{method}__{args.seed}__{time.time_ns() // 1_000_000}"
         config = {"run": run.name, "script": Path(__file__).name, "method": method}
         config["versions"] = {name: version(name) for name in ("torch", "numpy", "mujoco", "dm_control", "gymnasium")}
-        config["commit"] = subprocess.getoutput(f"git -C '{Path(__file__).parent}' rev-parse HEAD 2>/dev/null")
+        config["commit"] = aib_tools.git_commit(Path(__file__).parent)
         run.mkdir(parents=True)
-    metrics, results = open(run / "metrics.jsonl", "a"), run / "results.json"
-    try:
-        fcntl.flock(metrics, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        aib_tools.fail(f"{run} is in use by another process")
-    done = json.loads(results.read_text())["args"]["total_timesteps"] if results.exists() else 0
-    if done >= args.total_timesteps or (done and not (run / "checkpoint.pt").exists()):
-        aib_tools.fail(f"{run} has finished; only one with --keep-checkpoint can be extended to more --total-timesteps")
     config["args"] = {k: v for k, v in vars(args).items() if k not in ("resume", "eval_only", "context")}
-    return run, config, metrics
+    return run, config, aib_tools.lock(run / "metrics.jsonl", new=not args.resume)
 
 
-def save_checkpoint(path, run, agent, buffer, progress):
+def save_checkpoint(path, config, agent, buffer, progress):
     """Writes all that the next episode depends on. The environments are not in it: they begin with a reset by seed."""
     optimizers = {name: x.state_dict() for name, x in vars(agent).items() if isinstance(x, torch.optim.Optimizer)}
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
-    state = {"run": [run, FORMAT], "agent": agent.state_dict(), "optimizers": optimizers, "buffer": vars(buffer)}
+    state = {"agent": agent.state_dict(), "optimizers": optimizers, "buffer": vars(buffer)}
+    state["origin"] = aib_tools.origin(config)
     aib_tools.write(path, state | {"generators": [torch.get_rng_state(), *cuda], "progress": progress})
 
 
-def load_checkpoint(path, run, agent, buffer):
+def load_checkpoint(path, config, agent, buffer):
     """Takes up what `save_checkpoint` has written; returns the progress."""
     with aib_tools.reading(path):
         state = aib_tools.read_tensors(path)
-        if state["run"] != [run, FORMAT]:
-            raise ValueError(f"it belongs to the run {state['run'][0]}, format {state['run'][1]}")
+        aib_tools.check_origin(state["origin"], config)
         agent.load_state_dict(state["agent"])
         for name, optimizer in state["optimizers"].items():
             getattr(agent, name).load_state_dict(optimizer)
@@ -379,10 +368,10 @@ def load_checkpoint(path, run, agent, buffer):
 
 
 def on_signal(number, frame):
-    """SIGTERM and Ctrl-C ask for an end at the next safe point; a second Ctrl-C ends at once."""
+    """SIGTERM and Ctrl-C ask for an end at the next safe point; after that, Ctrl-C ends at once."""
     STOP.append(number)
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    os.write(2, b"\nstopping at the end of the episode\n")
+    os.write(2, b"\nstopping at the end of the episode, or of the last evaluation\n")
 
 
 # ------------------------------------------------------ Training ------------------------------------------------------
@@ -433,13 +422,12 @@ def train(args):
     checkpoint, clock = run / "checkpoint.pt", time.perf_counter()
     progress = 0, 0, 0, {}, dict.fromkeys(("act", "env", "sample", "update", "eval", "save"), 0.0), 0
     if checkpoint.exists():
-        progress = load_checkpoint(checkpoint, config["run"], agent, buffer)
+        progress = load_checkpoint(checkpoint, config, agent, buffer)
     global_step, env_steps, episode, losses, seconds, length = progress
     saved = global_step
-    if global_step > args.total_timesteps or os.path.getsize(run / "metrics.jsonl") < length:
-        aib_tools.fail(f"{run} is past --total-timesteps at step {global_step}, or its metrics.jsonl has lost lines")
+    aib_tools.check_resumable(run, args, global_step, length)
     aib_tools.write(run / "config.json", config)
-    metrics_file.truncate(length)
+    metrics_file.truncate(length)  # what was written after the checkpoint will be written again
     tracker = aib_tools.start_tracking(run) if args.track else None
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, on_signal)
@@ -511,7 +499,7 @@ def train(args):
             aib_tools.check_finite("weight", agent.state_dict(), global_step)
             length = os.path.getsize(run / "metrics.jsonl")
             progress = global_step, env_steps, episode, losses, seconds, length
-            save_checkpoint(checkpoint, config["run"], agent, buffer, progress)
+            save_checkpoint(checkpoint, config, agent, buffer, progress)
             saved = global_step
             lap("save")
         if STOP and not ended:

@@ -12,10 +12,15 @@ import csv
 import importlib
 import itertools
 import json
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
+
+os.environ.setdefault(
+    "OMP_NUM_THREADS", "1"
+)  # before NumPy: everything here is small, and threads get in each other's way
 
 import matplotlib
 import numpy as np
@@ -712,7 +717,7 @@ def embedding_figure(trained, z):
         labels = np.repeat([context[mode] for context in contexts], z.shape[1])
         for value, color, marker in zip(np.unique(labels), ("#0072B2", "#E69F00"), ("o", "^"), strict=True):
             axes[0].plot(*points[labels == value].T, marker, color=color, markersize=2, label=f"{mode} {value:+d}")
-        axes[0].legend(markerscale=3, frameon=True, loc="best")
+        axes[0].legend(markerscale=3, frameon=False, loc="upper center", bbox_to_anchor=(0.5, 0), ncol=2)
     shade = np.repeat([context[continuous.key] for context in contexts], z.shape[1])
     figure.colorbar(axes[1].scatter(*points.T, c=shade, s=3, cmap="viridis"), ax=axes[1])
     for axis in axes[:2]:
@@ -838,7 +843,8 @@ def embeddings(args):
                         "what": {"switch": "actuators change", "foreign": "foreign window"}[kind],
                     }
                     row |= {"reward before": f"{level:.2f}", "lowest after": f"{low:.2f}"}
-                    times.append(row | {"steps to 90 %": "not in the episode" if steps is None else steps})
+                    lost = "nothing to lose" if level < 0.01 else "nothing lost" if steps == 0 else steps
+                    times.append(row | {"steps to 90 %": "not in the episode" if steps is None else lost})
         if results:
             page.append(save(adaptation_figure(results, task), out / "figures" / f"{task}_adaptation"))
     for name, table in {"embeddings": rows, "adaptation": times}.items():

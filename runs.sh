@@ -21,8 +21,14 @@ SBATCH=${SBATCH:-}            # Slurm: more flags of sbatch
 DRY=${DRY:-}
 export ENVS METHODS SEEDS STEPS FLAGS RUN_DIR JOBS PYTHON RUNNER TIME SBATCH
 export OMP_NUM_THREADS=1 PYTHONUNBUFFERED=1
-here=${GRID_HOME:-$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)}
+here=${GRID_HOME:-$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")}  # Slurm runs a copy of this file
 export GRID_HOME=$here
+
+refuse() { echo "runs.sh: $1" >&2; exit 2; }
+[[ -n ${ENVS// /} && -n ${METHODS// /} && -n ${SEEDS// /} ]] || refuse "ENVS, METHODS and SEEDS must not be empty"
+[[ $JOBS =~ ^[1-9][0-9]*$ ]] || refuse "JOBS must be a number from 1; got $JOBS"
+[[ $RUNNER == local || $RUNNER == slurm ]] || refuse "RUNNER must be local or slurm; got $RUNNER"
+[[ $RUN_DIR =~ ^[^[:space:]]+$ ]] || refuse "RUN_DIR must not have spaces; got '$RUN_DIR'"
 
 script_of() {  # a method's script and flags
     case $1 in
@@ -61,8 +67,10 @@ plan() {  # one line for each run: STATUS HOURS TASK METHOD SEED command ...
 
 log_of() { echo "$RUN_DIR/logs/$1__$2__$3.log"; }
 
-one() {  # one run, from whatever state it is in; this shell becomes the run
+one() {  # one run, from whatever state it is in; this shell becomes the run, and its log is locked until that ends
     local status command
+    exec 9>>"$(log_of "$1" "$2" "$3")"
+    flock --nonblock 9 || { echo "runs.sh: another grid is running this" >&2; exit 75; }
     read -r status _ _ _ _ command < <(plan "$1" "$2" "$3") || exit 2
     [[ $status == done ]] && exit 0
     # shellcheck disable=SC2086
@@ -80,7 +88,7 @@ on_slurm() {  # a task of the job array: one run, which is requeued before the t
         code=$?
         kill -0 "$run" 2>/dev/null || break
     done
-    case $code in 0 | 2 | 3) requeue=0 ;; esac  # finished; a wrong flag or a full disk; not finite
+    case $code in 0 | 2 | 3 | 75) requeue=0 ;; esac  # finished; wrong flag or full disk; not finite; runs elsewhere
     if ((requeue && ${SLURM_RESTART_COUNT:-0} < 3)); then
         echo "exit code $code: requeued"
         scontrol requeue "$SLURM_JOB_ID"
@@ -89,9 +97,9 @@ on_slurm() {  # a task of the job array: one run, which is requeued before the t
     exit "$code"
 }
 
-run_local() {  # JOBS runs at a time; Ctrl-C and SIGTERM reach them as SIGTERM, so that they end with a checkpoint
-    local task method seed stopped=0 pids=()
-    trap 'stopped=1; kill -TERM "${pids[@]}" 2>/dev/null; echo "stopping; start again to go on"' INT TERM
+run_local() {  # JOBS runs at a time; Ctrl-C and other signals reach them as SIGTERM, so that they end with a checkpoint
+    local task method seed pids=()
+    trap 'stopped=1; kill -TERM "${pids[@]}" 2>/dev/null; echo "stopping; start again to go on"' INT TERM HUP
     while read -r _ _ task method seed _; do
         while (($(jobs -rp | wc -l) >= JOBS)); do wait -n; done
         ((stopped)) && break
@@ -115,31 +123,35 @@ echo "$planned" | awk '{ command = $6; for (i = 7; i <= NF; i++) command = comma
     printf "%-7s %8s h  %-15s %-12s seed %-3s %s\n", $1, $2, $3, $4, $5, command }'
 echo "$planned" | awk '{ n[$1]++; if ($2 == "?") unknown++; else hours += $2 }
     END { printf "%d new, %d to resume, %d done: %.1f core-hours", n["new"], n["resume"], n["done"], hours
+          if (n["running"]) printf ", %d running elsewhere", n["running"]
           if (unknown) printf ", and %d runs of unknown speed", unknown; print "" }'
 [[ -n $DRY ]] && exit 0
-todo=$(grep -v ^done <<<"$planned") || { echo "nothing to do"; exit 0; }
+todo=$(grep -v -e ^done -e ^running <<<"$planned") || { echo "nothing to do"; exit 0; }
 mkdir -p "$RUN_DIR/logs" || exit 2
 
-case $RUNNER in
-    local) run_local <<<"$todo" ;;
-    slurm)
-        list=$RUN_DIR/logs/grid-$(date +%Y%m%d-%H%M%S-%N).txt
-        echo "$todo" >"$list"
-        # shellcheck disable=SC2086
-        exec sbatch --job-name=aib --array="0-$(($(wc -l <"$list") - 1))" --requeue --open-mode=append --time="$TIME" \
-            --signal=B:USR1@120 --cpus-per-task=1 --output=/dev/null --export=ALL $SBATCH "$here/runs.sh" array "$list" ;;
-    *) echo "runs.sh: RUNNER must be local or slurm; got $RUNNER" >&2; exit 2 ;;
-esac
+if [[ $RUNNER == slurm ]]; then
+    list=$RUN_DIR/logs/grid-$(date +%Y%m%d-%H%M%S-%N).txt
+    echo "$todo" >"$list"
+    # shellcheck disable=SC2086
+    exec sbatch --job-name=aib --array="0-$(($(wc -l <"$list") - 1))" --requeue --open-mode=append --time="$TIME" \
+        --signal=B:USR1@120 --cpus-per-task=1 --output=/dev/null --export=ALL $SBATCH "$here/runs.sh" array "$list"
+fi
 
+stopped=0
+run_local <<<"$todo"
 failed=0
 echo "--- result"
 while read -r status _ task method seed _; do
-    if [[ $status == done ]]; then
-        echo "done    $task $method seed $seed"
-    else
-        failed=1
-        log=$(log_of "$task" "$method" "$seed")
-        echo "FAILED  $task $method seed $seed: $(tr '\r' '\n' <"$log" 2>/dev/null | grep -v '^ *$' | tail -n 1) ($log)"
-    fi
+    log=$(log_of "$task" "$method" "$seed")
+    case $status in
+        done) echo "done    $task $method seed $seed" ;;
+        running) failed=1; echo "RUNNING $task $method seed $seed: elsewhere" ;;
+        *) failed=1
+           label=FAILED
+           ((stopped)) && label=STOPPED
+           reason=$(tr '\r' '\n' <"$log" 2>/dev/null | grep -v '^ *$' | tail -n 1)
+           echo "$label  $task $method seed $seed: ${reason:-not started} ($log)" ;;
+    esac
 done < <(plan "$ENVS" "$METHODS" "$SEEDS")
+((stopped)) && exit 130
 exit "$failed"

@@ -249,6 +249,16 @@ def edit(path, **changes):
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
+def edit_args(path, **changes):
+    edit(path, args=json.loads(path.read_text())["args"] | changes)
+
+
+def change_origin(path, **changes):
+    state = torch.load(path, weights_only=True)
+    state["origin"] |= changes
+    torch.save(state, path)
+
+
 @pytest.mark.parametrize(
     ("prepare", "flags", "message"),
     [
@@ -273,13 +283,45 @@ def edit(path, **changes):
         (
             lambda d: torch.save({"format": 2}, d / "checkpoint.pt"),
             "--resume {d} --total-timesteps 600",
-            "checkpoint.pt: KeyError: 'run'",
+            "checkpoint.pt: KeyError: 'origin'",
         ),
         (
-            lambda d: torch.save({"run": ["Cheetah__DR__1__2", 1]}, d / "checkpoint.pt"),
+            lambda d: change_origin(d / "checkpoint.pt", env_id="Cheetah"),
             "--resume {d} --total-timesteps 600",
-            "ValueError: it belongs to the run Cheetah__DR__1__2, format 1",
+            "checkpoint.pt: ValueError: it was made with env_id Cheetah, which should be DI",
         ),
+        (
+            lambda d: change_origin(d / "checkpoint.pt", script="dr_sac.py"),
+            "--resume {d} --total-timesteps 600",
+            "it was made with script dr_sac.py, which should be dmash_sac.py",
+        ),
+        (
+            lambda d: change_origin(d / "checkpoint.pt", format=0),
+            "--resume {d} --total-timesteps 600",
+            "it was made with format 0, which should be 1",
+        ),
+        (
+            lambda d: edit_args(d / "config.json", buffer_size=50_000),
+            "--resume {d} --total-timesteps 600",
+            "it was made with buffer_size 100000, which should be 50000",
+        ),
+        (
+            lambda d: edit_args(d / "config.json", batch_size="32"),
+            "--resume {d}",
+            "config.json: ValueError: batch_size cannot be '32'",
+        ),
+        (lambda d: damage(d / "results.json"), "--resume {d} --total-timesteps 600", "results.json: JSONDecodeError"),
+        (
+            lambda d: [(d / name).unlink() for name in ("results.json", "checkpoint.pt")],
+            "--resume {d}",
+            "{d} has lost its checkpoint.pt",
+        ),
+        (
+            lambda d: (d / "results.json").unlink(),
+            "--resume {d} --total-timesteps 399",
+            "{d} is at step 400 already; --total-timesteps is 399",
+        ),
+        (lambda d: (d / "metrics.jsonl").unlink(), "--resume {d} --total-timesteps 600", "No such file or directory"),
         (
             lambda d: torch.save(Path(), d / "checkpoint.pt"),
             "--resume {d} --total-timesteps 600",
@@ -288,7 +330,7 @@ def edit(path, **changes):
         (
             lambda d: (d / "metrics.jsonl").write_text(""),
             "--resume {d} --total-timesteps 600",
-            "its metrics.jsonl has lost lines",
+            "metrics.jsonl has lost lines since the checkpoint was written",
         ),
         (None, "--resume {d} --gamma 0.9", "{d} has --gamma 0.99; what can change is --capture-video, "),
         (None, "--resume {d} --env-id Cheetah", "{d} has --env-id DI"),
@@ -298,7 +340,12 @@ def edit(path, **changes):
         (None, "--eval-only {d} --context weight=1", "unknown context key for DI 'weight'; allowed: mass, inversion"),
         (None, "--eval-only {d} --context mass=nan", "context mass must be a finite number from 0.001 to 1000.0"),
         (None, "--eval-only {d} --context inversion=0", "context inversion must be -1 or 1; got 0.0"),
-        (None, "--eval-only {d} --context mass", "could not convert string to float: ''"),
+        (None, "--eval-only {d} --context mass", "--context takes key=value, each key once; got mass"),
+        (
+            None,
+            "--eval-only {d} --context mass=1 mass=2",
+            "--context takes key=value, each key once; got mass=1 mass=2",
+        ),
         (lambda d: (d / "agent.pt").unlink(), "--eval-only {d}", "agent.pt: FileNotFoundError"),
         (lambda d: damage(d / "agent.pt"), "--eval-only {d}", "cannot use {d}/agent.pt"),
         (lambda d: torch.save({}, d / "agent.pt"), "--eval-only {d}", "agent.pt: RuntimeError: Error(s) in loading"),
