@@ -12,8 +12,6 @@ import numpy as np
 import pytest
 import scipy.stats
 
-pytest.importorskip("sklearn", reason="needs the extra [report]")
-
 import aib_envs
 import report
 
