@@ -8,11 +8,13 @@ import fcntl
 import importlib
 import io
 import json
+import logging
 import os
 import re
 import select
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import torch
@@ -126,6 +128,9 @@ def reading(path):
 
 def read_tensors(path):
     """What `write` has put into a .pt file. Nothing but tensors and plain values is unpickled."""
+    with open(path, "rb") as file:
+        if not zipfile.is_zipfile(file):
+            raise ValueError("it is damaged, or no file of this kind")
     return torch.load(path, map_location="cpu", weights_only=True)
 
 
@@ -223,20 +228,15 @@ def stop_tracking(process):
 
 def track(run):
     """Sends metrics.jsonl, line by line as it grows, and the video to Weights & Biases, until stdin is closed."""
+    logging.raiseExceptions = False  # wandb's own log may find its disk full
     try:
         import wandb
 
         config = json.loads((run / "config.json").read_text())
         settings = wandb.Settings(init_timeout=20, finish_timeout=40)
-        tracked = wandb.init(
-            project="dmash",
-            id=config["run"],
-            name=config["run"],
-            config=config,
-            dir=run,
-            resume="allow",
-            settings=settings,
-        )
+        where = os.environ.get("WANDB_DIR", run)
+        options = {"config": config, "dir": where, "resume": "allow", "settings": settings}
+        tracked = wandb.init(project="dmash", id=config["run"], name=config["run"], **options)
         with open(run / "metrics.jsonl") as lines:
             over = False
             while not over:

@@ -209,6 +209,19 @@ def of_one_length(runs, problems):
     return kept
 
 
+def missing_seeds(runs):
+    """A line for each method that lacks seeds which other methods have on the same task and for as many steps."""
+    lines = []
+    for task in dict.fromkeys(run.task for run in runs):
+        seeds = {
+            m: {run.seed for run in own} for m, own in by_method([run for run in runs if run.task == task]).items()
+        }
+        for method, own in seeds.items():
+            if lacks := sorted(set.union(*seeds.values()) - own):
+                lines.append(f"{task}: {method} has no run with seed {', '.join(map(str, lacks))}, others have")
+    return lines
+
+
 def by_method(runs):
     """{method: [runs]} in the paper's order."""
     methods = sorted({run.method for run in runs}, key=rank)
@@ -453,6 +466,7 @@ def report(args):
     (out / "figures").mkdir(parents=True, exist_ok=True)
     (out / "tables").mkdir(exist_ok=True)
     same = of_one_length(runs, problems)
+    problems += missing_seeds(same)
     tasks = list(dict.fromkeys(run.task for run in runs))
     page = ["# Report\n", f"{len(runs)} finished runs of {len(tasks)} tasks.\n"]
     page += [

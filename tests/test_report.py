@@ -176,7 +176,10 @@ def test_tables_of_known_numbers(tmp_path):
     against = {(r["tasks"], r["DMA*-SH against"]): r for r in table(tmp_path / "report" / "tables" / "comparison.csv")}
     assert against["non-overlapping", "DR"]["train"] == "+900.0 % (paper +90.9 %); P = 1.00 [1.00, 1.00]"
     assert against["overlapping", "DR"]["train"] == "+5.0 % (paper +6.3 %); P = 1.00"
-    assert "DI: figures and aggregates are of 1000 steps; runs of [2000] are in the table only" in process.stderr
+    assert process.stderr.splitlines() == [
+        "DI: figures and aggregates are of 1000 steps; runs of [2000] are in the table only",
+        "DI: Concat has no run with seed 0, 2, others have",
+    ]
     page = (tmp_path / "report" / "report.md").read_text()
     for name in ("DI_curves", "DI_contexts", "DI-Friction_curves", "DI-Friction_contexts"):
         assert f"figures/{name}.png" in page
@@ -217,7 +220,9 @@ def test_what_cannot_be_used_is_named_and_the_rest_reported(tmp_path):
         "left out",
     ):
         assert sum(part in line for line in lines) == 1, (part, lines)
-    assert again.name in process.stderr and len(lines) == 7
+    assert "DI: DR has no run with seed 6, others have" in lines
+    assert "DI: DR (gamma 0.9) has no run with seed 1, 3, others have" in lines
+    assert again.name in process.stderr and len(lines) == 9
     rows = table(tmp_path / "report" / "tables" / "DI.csv")
     assert [(row["method"], row["seeds"]) for row in rows] == [("DR", "2"), ("DR (gamma 0.9)", "1")]
 
