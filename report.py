@@ -7,6 +7,7 @@ Tables are written as CSV too, figures as PNG and SVG. What cannot be used is na
 """
 
 import collections
+import contextlib
 import copy
 import csv
 import importlib
@@ -51,7 +52,8 @@ STYLE = {
     "DMA*": ("#0072B2", (0, (3, 1, 1, 1))),
     "DMA*-SH": ("#D55E00", "-"),
 }
-GREYS = itertools.cycle([("#555555", "--"), ("#777777", ":"), ("#999999", "-"), ("#555555", "-."), ("#999999", "--")])
+MORE = itertools.product(["--", ":", "-."], ["#882255", "#44AA99", "#999933", "#332288", "#AA4499", "#117733"])  # Tol's
+MARKERS = "os^Dv*PX<>"
 
 
 @dataclass
@@ -104,7 +106,7 @@ class Run:
     seed: int
     steps: int
     args: dict
-    contexts: dict  # {split: [20 dicts]}
+    script: str | None
     returns: dict  # {split: [20, rollouts]}
     metrics: list  # one dict per evaluation
 
@@ -118,12 +120,18 @@ class Run:
 
 
 def read_metrics(path, problems):
-    """The lines of a metrics.jsonl, up to the first that cannot be read."""
+    """The lines of a metrics.jsonl, up to the first that is not one."""
     metrics = []
-    for number, line in enumerate(path.read_text().splitlines() if path.exists() else [], 1):
+    if not path.exists():
+        problems.append(f"{path}: is missing; the run is not in the curves")
+        return metrics
+    for number, line in enumerate(path.read_text().splitlines(), 1):
         try:
-            metrics.append(json.loads(line))
-        except ValueError:
+            found = json.loads(line)
+            if not np.isfinite([found["global_step"], *(found["aer"][split] for split in aib_envs.SPLITS)]).all():
+                raise ValueError
+            metrics.append(found)
+        except (ValueError, LookupError, TypeError):
             problems.append(f"{path}: line {number} cannot be read; what comes before it is used")
             break
     return metrics
@@ -146,33 +154,35 @@ def read_runs(directories):
                 results = json.loads(results.read_text())
                 args = results["args"]
                 returns = {split: np.array(results["returns"][split], float) for split in aib_envs.SPLITS}
-                if not all(r.ndim == 2 and len(r) == 20 and np.isfinite(r).all() for r in returns.values()):
+                if not all(r.ndim == 2 and len(r) == 20 and r.size and np.isfinite(r).all() for r in returns.values()):
                     raise ValueError("returns must be 20 x rollouts finite numbers in each set")
-                method, task = config["method"].replace("star", "*"), aib_envs.get_task(args["env_id"])
+                if results["contexts"] != {split: aib_envs.context_set(args["env_id"], split) for split in returns}:
+                    raise ValueError("its contexts are not the benchmark's")
+                fields = config["method"].replace("star", "*"), int(args["seed"]), int(args["total_timesteps"]), args
                 metrics = read_metrics(run / "metrics.jsonl", problems)
-                if len({json.dumps(m["aer"].keys() == returns.keys()) for m in metrics}) > 1:
-                    raise ValueError("metrics.jsonl has other sets")
-                fields = args["env_id"], method, args["seed"], args["total_timesteps"], args, results["contexts"]
-                runs.append(Run(run, *fields, returns, metrics))
-                del task
+                runs.append(Run(run, args["env_id"], *fields, config.get("script"), returns, metrics))
             except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
                 problems.append(f"{run}: cannot be used ({type(error).__name__}: {error})")
     return tell_apart(runs, problems), problems
 
 
-def tell_apart(runs, problems):
-    """Runs of a method with other flags get names that say so; of two with the same flags and seed the newer counts."""
+def settings(run):
+    """The arguments that change what a run learns, and how far they are from its script's defaults."""
     free = aib_tools.FREE | {"seed", "run_dir", "env_id"}
-    settings = lambda run: {name: value for name, value in run.args.items() if name not in free}
-    alike = collections.defaultdict(list)
-    for run in runs:
-        alike[run.task, run.method].append(run)
-    for group in alike.values():
-        usual = json.loads(
-            collections.Counter(json.dumps(settings(run), sort_keys=True) for run in group).most_common(1)[0][0]
-        )
+    own = {name: value for name, value in run.args.items() if name not in free}
+    defaults = vars(importlib.import_module(run.script.removesuffix(".py")).Args()) if run.script else own
+    return own, sum(defaults.get(name) != value for name, value in own.items())
+
+
+def tell_apart(runs, problems):
+    """Runs of a method with other flags get names that say so; of two with the same flags and seed the newer counts.
+    A method's own flags are those that most of its runs have; of two as frequent, those nearer to the defaults."""
+    for group in by_method(runs).values():
+        counts = collections.Counter(json.dumps(settings(run)[0], sort_keys=True) for run in group)
+        usual = max(group, key=lambda run: (counts[json.dumps(settings(run)[0], sort_keys=True)], -settings(run)[1]))
+        usual = settings(usual)[0]
         for run in group:
-            if other := [f"{name} {value}" for name, value in settings(run).items() if usual.get(name) != value]:
+            if other := [f"{name} {value}" for name, value in settings(run)[0].items() if usual.get(name) != value]:
                 run.method += f" ({', '.join(other)})"
                 problems.append(f"{run.directory}: is shown as {run.method}, for its flags differ from the other runs'")
     newest = {}
@@ -190,7 +200,7 @@ def rank(method):
 
 def style(method):
     if method not in STYLE:
-        STYLE[method] = next(GREYS)
+        STYLE[method] = next(MORE)[::-1]
     color, line = STYLE[method]
     return {"color": color, "linestyle": line}
 
@@ -270,9 +280,24 @@ def group_of(runs, group):
 
 
 def scores(runs, split):
-    """[array [seeds]] of scaled AER, one for each task."""
+    """[array [seeds]] of scaled AER, one for each task, all of the same length: the first seeds of each."""
     tasks = dict.fromkeys(run.task for run in runs)
-    return [np.array([run.scaled(split) for run in runs if run.task == task]) for task in tasks]
+    values = [[run.scaled(split) for run in runs if run.task == task] for task in tasks]
+    return [np.array(own[: min(map(len, values))]) for own in values]
+
+
+def for_aggregates(runs, problems):
+    """The runs without ODE-1 ... ODE-20, of which ODE is one; says where a method has fewer seeds on some tasks."""
+    if left := sorted({run.task for run in runs if run.task.startswith("ODE-")}):
+        problems.append(f"{', '.join(left)}: not in the aggregates, which hold ODE alone")
+    kept = [run for run in runs if run.task not in left]
+    for method, own in by_method(kept).items():
+        counts = collections.Counter(run.task for run in own)
+        if len(set(counts.values())) > 1:
+            problems.append(
+                f"{method}: aggregates use the first {min(counts.values())} seeds of each task, for one has no more"
+            )
+    return kept
 
 
 def aggregate_table(runs, paper):
@@ -283,7 +308,7 @@ def aggregate_table(runs, paper):
     for group in GROUPS:
         for method, members in by_method(group_of(runs, group)).items():
             row = {"tasks": group, "method": method, "number of tasks": len({run.task for run in members})}
-            row["runs"] = len(members)
+            row["seeds a task"] = len(scores(members, "train")[0])
             for split in SETS:
                 values = scores(members, split)
                 text = f"{iqm(np.concatenate(values)):.2f}"
@@ -365,7 +390,8 @@ def legend(figure, axes):
     found = {}
     for axis in axes:
         found |= dict(zip(*reversed(axis.get_legend_handles_labels()), strict=True))
-    figure.legend(found.values(), found.keys(), loc="outside lower center", ncol=min(len(found), 5), frameon=False)
+    if found:
+        figure.legend(found.values(), found.keys(), loc="outside lower center", ncol=min(len(found), 5), frameon=False)
 
 
 def draw_band(axis, x, values, method):
@@ -375,15 +401,15 @@ def draw_band(axis, x, values, method):
     axis.fill_between(x, low, high, color=style(method)["color"], alpha=0.15, linewidth=0)
 
 
-def learning_curves(runs, task, key=lambda m, split: m["aer"].get(split), name="AER"):
+def learning_curves(runs, task):
     figure, axes = panels(3, aib_envs.SPLITS, sharey=True)
     for method, members in by_method([run for run in runs if run.task == task]).items():
         for axis, split in zip(axes, aib_envs.SPLITS, strict=True):
-            curves = [{m["global_step"]: key(m, split) for m in run.metrics} for run in members if run.metrics]
+            curves = [{m["global_step"]: m["aer"][split] for m in run.metrics} for run in members if run.metrics]
             steps = sorted(set.intersection(*map(set, curves))) if curves else []
             if steps:
                 draw_band(axis, np.array(steps) / 1000, np.array([[c[s] for s in steps] for c in curves]), method)
-    axes[0].set_ylabel(name)
+    axes[0].set_ylabel("AER")
     for axis in axes:
         axis.set_xlabel("vector steps (thousands)")
     legend(figure, axes)
@@ -415,7 +441,9 @@ def shadow_figure(runs, task):
 def zero_returns(task, directory):
     """What doing nothing earns in each of the 60 contexts: {split: [20]}. Computed once, kept in `directory`."""
     for path in (HERE / "results" / "zero_action.json", directory / "zero_action.json"):
-        known = json.loads(path.read_text()) if path.exists() else {}
+        known = {}
+        with contextlib.suppress(OSError, ValueError):  # none yet, or damaged
+            known = json.loads(path.read_text())
         if task in known:
             return known[task]
     envs = aib_envs.make_vec(task, aib_envs.eval_contexts(task))
@@ -440,23 +468,35 @@ def context_figure(runs, task, zero):
         for method, members in [("doing nothing", None), *by_method([run for run in runs if run.task == task]).items()]:
             points = []
             for split in aib_envs.SPLITS:
-                contexts = members[0].contexts[split] if members else aib_envs.context_set(task, split)
                 means = np.mean([run.returns[split].mean(1) for run in members], 0) if members else zero[split]
-                points += [
-                    (c[dimension.key], m)
-                    for c, m in zip(contexts, means, strict=True)
-                    if not modes or c[modes.key] == value
-                ]
+                pairs = zip(aib_envs.context_set(task, split), means, strict=True)
+                points += [(c[dimension.key], m) for c, m in pairs if not modes or c[modes.key] == value]
             x, y = np.array(sorted(points)).T
             look = style(method) if members else {"color": "#999999", "linestyle": "-"}
+            look |= {
+                "marker": MARKERS[rank(method)[0] % len(MARKERS)] if members else ".",
+                "markersize": 3,
+                "label": method,
+            }
             if modes:
-                axis.plot(x, y, label=method, marker=".", markersize=4, linewidth=1.2 if members else 3, **look)
+                axis.plot(x, y, linewidth=1.2 if members else 3, **look)
             else:
-                axis.plot(x, y, ".", label=method, color=look["color"], markersize=5)
+                axis.plot(x, y, **look | {"linestyle": "", "fillstyle": "none", "markersize": 5})
         axis.set_xlabel(dimension.key)
     axes[0].set_ylabel("return")
     legend(figure, axes)
     return figure
+
+
+EXPLANATION = """Average episodic return (AER) over 20 contexts and the rollouts of the last evaluation. Tables:
+interquartile mean over seeds and its 95 % bootstrap interval, or, below three seeds, the seeds' own values. Bold: the
+interval lies above those of all other methods. Steps are vector steps, one in each of the 20 contexts. Curves: the same
+mean and interval, or the range of the runs below three seeds. Return in each context: mean over seeds. The paper's
+numbers are of its own number of steps (100,000 to 500,000).
+"""
+OVER_TASKS = """Interquartile mean over tasks and seeds of AER scaled by the tasks' return bounds. Rows with another
+number of tasks cannot be compared; the paper's numbers are of all its tasks.
+"""
 
 
 def report(args):
@@ -469,13 +509,7 @@ def report(args):
     problems += missing_seeds(same)
     tasks = list(dict.fromkeys(run.task for run in runs))
     page = ["# Report\n", f"{len(runs)} finished runs of {len(tasks)} tasks.\n"]
-    page += [
-        "Average episodic return (AER) over 20 contexts and the last evaluation's rollouts; interquartile mean over"
-    ]
-    page += ["seeds with its 95 % bootstrap interval, or the seeds' own values if there are less than three. Bold: the"]
-    page += [
-        "interval lies above those of all other methods. Steps are vector steps, one in each of the 20 contexts.\n"
-    ]
+    page += [EXPLANATION]
     tables = {}
     for task in tasks:
         page.append(f"## {task}\n")
@@ -487,12 +521,9 @@ def report(args):
         }
         figures["shadow"] = shadow_figure(same, task)
         page += [save(figure, out / "figures" / f"{task}_{name}") for name, figure in figures.items() if figure]
-    if same:
-        tables["aggregates"], tables["comparison"] = aggregate_table(same, paper), comparison_table(same, paper)
-        page += [
-            "## Over tasks\n",
-            "Interquartile mean over tasks and seeds of AER scaled by the tasks' return bounds.\n",
-        ]
+    if counted := for_aggregates(same, problems):
+        tables["aggregates"], tables["comparison"] = aggregate_table(counted, paper), comparison_table(counted, paper)
+        page += ["## Over tasks\n", OVER_TASKS]
         page.append(markdown(tables["aggregates"]))
         if tables["comparison"]:
             page += [
@@ -538,16 +569,15 @@ class Trained:
 
 
 def load_agent(directory):
-    directory = Path(directory)
-    with aib_tools.reading(directory) as path:
-        config = json.loads((path / "config.json").read_text())
-        module = importlib.import_module(config["script"].removesuffix(".py"))
-        args = module.Args(**config["args"])
-        envs = module.make_envs(args, aib_envs.context_set(args.env_id, "train")[:1])
-        agent = module.make_agent(args, envs)
-        agent.load_state_dict(aib_tools.read_tensors(path / "agent.pt"))
+    """Raises many kinds of errors if `directory` is not that of a finished run."""
+    config = json.loads((directory / "config.json").read_text())
+    module = importlib.import_module(config["script"].removesuffix(".py"))
+    args = module.Args(**config["args"])
+    agent = module.make_agent(args, module.make_envs(args, aib_envs.context_set(args.env_id, "train")[:1]))
+    agent.load_state_dict(aib_tools.read_tensors(directory / "agent.pt"))
     method = config["method"].replace("star", "*")
-    return Trained(f"{method} (seed {args.seed})", method, args.env_id, module, args, agent)
+    name = f"{method} (seed {args.seed}, {args.total_timesteps} steps)"
+    return Trained(name, method, args.env_id, module, args, agent)
 
 
 class MixedWindow:
@@ -575,8 +605,8 @@ def roll_out(trained, contexts, rollout=0, switch=None, foreign=None):
         if t in (-agent.window_size, 0):
             obs, _ = envs.reset(seed=aib_envs.reset_seeds(n, 2, rollout, int(t < 0)))
         if switch and t == middle:
-            for env in (env.unwrapped for env in envs.envs):
-                invert(env, switch)
+            for row, env in zip(obs, envs.envs, strict=True):
+                invert(env.unwrapped, switch, row)
         view = MixedWindow(history, foreign, middle) if foreign is not None and t >= middle else history
         if t >= 0:
             embeddings.append(trained.embed(view))
@@ -590,16 +620,14 @@ def roll_out(trained, contexts, rollout=0, switch=None, foreign=None):
     return rewards, None if embeddings[0] is None else np.stack(embeddings, axis=1)
 
 
-def invert(env, key):
-    """Gives a binary dimension of an environment's context its other value, and tells those who see the context."""
+def invert(env, key, obs):
+    """Gives a binary dimension of an environment's context its other value, and tells those who see the context: in the
+    observation [obs_dim] and in those to come."""
     dimension = next(d for d in aib_envs.get_task(env.env_id).dimensions if d.key == key)
     env.context[key] = sum(dimension.values) - env.context[key]
     if len(env._suffix):
-        scaled = not np.array_equal(
-            env._suffix,
-            aib_envs.context_vector(env.env_id, env.context | {key: sum(dimension.values) - env.context[key]}),
-        )
-        env._suffix = aib_envs.context_vector(env.env_id, env.context, scaled)
+        env._suffix = aib_envs.context_vector(env.env_id, env.context, env.spec.kwargs["observe_context"] == "scaled")
+        obs[-len(env._suffix) :] = env._suffix
 
 
 def variability(z, contexts, mode):
@@ -696,44 +724,63 @@ def pairs_of(task, count):
     ]
 
 
+INFORMATION = ("I(Z;c)", "I(Z;S)", "I(Z;U|S)")
+
+
 def embedding_rows(trained):
     """A row of the diagnostics for each set, and z [60, samples, 8]."""
     mode, rows, contexts = mode_of(trained.task), [], aib_envs.eval_contexts(trained.task)
-    z = roll_out(trained, contexts)[1]
-    z = z[:, :: max(1, z.shape[1] // 50)]
+    episodes = [roll_out(trained, contexts, rollout)[1] for rollout in range(5)]  # one alone would tell its start
+    z = np.concatenate([z[:, :: max(1, z.shape[1] // 10)] for z in episodes], axis=1)
     for i, split in enumerate(aib_envs.SPLITS):
         part, own = z[20 * i : 20 * i + 20], contexts[20 * i : 20 * i + 20]
         row = {"task": trained.task, "run": trained.name, "set": split}
         names = ("variability", "noise within contexts", "spread within modes", "separation of modes")
         row |= dict(zip(names, (f"{value:.2g}" for value in variability(part, own, mode)), strict=True))
         row["overlap"] = f"{overlap(part.mean(1)):.2f}"
-        ceiling = [np.log(20), entropy([context[mode] for context in own]) if mode else 0]
-        c, s, u = informativeness(part, own, mode)
-        row |= {
-            "I(Z;c)": f"{c:.2f} of {ceiling[0]:.2f}",
-            "I(Z;S)": f"{s:.2f} of {ceiling[1]:.2f}" if mode else "",
-            "I(Z;U|S)": f"{u:.2f}",
-        }
+        of_s = entropy([context[mode] for context in own]) if mode else 0.0
+        ceilings = (np.log(20), of_s, np.log(20) - of_s)
+        for name, value, ceiling in zip(INFORMATION, informativeness(part, own, mode), ceilings, strict=True):
+            row[name] = "" if value is None else f"{value:.2f} of {ceiling:.2f}"
         rows.append(row)
     return rows, z
 
 
+def information_figure(rows, task):
+    """Bars of the three pieces of information for each run and set, under their ceilings."""
+    figure, axes = panels(3, [f"{name} (nats)" for name in INFORMATION], sharey=True)
+    own = [row for row in rows if row["task"] == task]
+    runs = list(dict.fromkeys(row["run"] for row in own))
+    for axis, name in zip(axes, INFORMATION, strict=True):
+        for i, (split, color) in enumerate(zip(aib_envs.SPLITS, ("#0072B2", "#56B4E9", "#E69F00"), strict=True)):
+            values = [row[name].split(" of ") for row in own if row["set"] == split and row[name]]
+            if values:
+                at = np.arange(len(runs)) + 0.27 * (i - 1)
+                axis.bar(at, [float(value) for value, _ in values], 0.25, color=color, label=split)
+                axis.hlines(float(values[0][1]), -0.5, len(runs) - 0.5, color="#000000", linewidth=0.8, label="at most")
+        axis.set_xticks(range(len(runs)), [run.replace(" (", "\n(").replace(", ", "\n") for run in runs], fontsize=6)
+    legend(figure, axes)
+    return figure
+
+
 def embedding_figure(trained, z):
-    """t-SNE of the embeddings, coloured by mode and by the continuous dimension; cosines of six contexts' means."""
+    """t-SNE of the embeddings, coloured by mode (or the second dimension) and by the first continuous dimension;
+    cosines of six contexts' means."""
     mode, contexts = mode_of(trained.task), aib_envs.eval_contexts(trained.task)
-    continuous = next(d for d in aib_envs.get_task(trained.task).dimensions if d.inner)
+    continuous, *others = [d for d in aib_envs.get_task(trained.task).dimensions if d.inner]
     z = z[:, :: max(1, z.shape[1] // 20)]
     points = TSNE(init="pca", random_state=0, perplexity=30).fit_transform(z.reshape(-1, z.shape[-1]))
-    figure, axes = panels(
-        3, [f"{trained.name}: {mode or 'no mode'}", continuous.key, "cosine similarity"], height=3.8, width=4.2
-    )
+    first = mode or (others[0].key if others else continuous.key)
+    figure, axes = panels(3, [first, continuous.key, "cosine similarity"], height=3.8, width=4.2)
+    figure.suptitle(trained.name)
     if mode:
         labels = np.repeat([context[mode] for context in contexts], z.shape[1])
         for value, color, marker in zip(np.unique(labels), ("#0072B2", "#E69F00"), ("o", "^"), strict=True):
             axes[0].plot(*points[labels == value].T, marker, color=color, markersize=2, label=f"{mode} {value:+d}")
         axes[0].legend(markerscale=3, frameon=False, loc="upper center", bbox_to_anchor=(0.5, 0), ncol=2)
-    shade = np.repeat([context[continuous.key] for context in contexts], z.shape[1])
-    figure.colorbar(axes[1].scatter(*points.T, c=shade, s=3, cmap="viridis"), ax=axes[1])
+    for axis, key in zip(axes[mode is not None :], [first, continuous.key][mode is not None :], strict=False):
+        shade = np.repeat([context[key] for context in contexts], z.shape[1])
+        figure.colorbar(axis.scatter(*points.T, c=shade, s=3, cmap="viridis"), ax=axis)
     for axis in axes[:2]:
         axis.set_xticks([])
         axis.set_yticks([])
@@ -771,11 +818,10 @@ def adaptation(trained, rollouts=4):
     if runs["usual"][0][1] is not None:
         usual = np.mean([run[1] for run in runs["usual"]], axis=(0, 2))  # each context's mean [n, 8]
         way = usual[other] - usual
-        for kind, done in runs.items():
-            z = np.mean([run[1] for run in done], axis=0)
-            moved[kind] = (((z - usual[:, None]) * way[:, None]).sum(-1) / (way**2).sum(-1)[:, None].clip(1e-12)).mean(
-                0
-            )
+        if (way**2).sum() > 1e-8:  # else the encoder tells the modes not apart at all
+            for kind, done in runs.items():
+                z = np.mean([run[1] for run in done], axis=0)
+                moved[kind] = ((z - usual[:, None]) * way[:, None]).sum((0, 2)) / (way**2).sum()
     return rewards, moved
 
 
@@ -785,9 +831,10 @@ def recovery(rewards, share=0.9, smooth=5):
     middle = len(rewards) // 2
     level = rewards[middle - middle // 4 : middle].mean()
     after = np.convolve(rewards[middle:], np.ones(smooth) / smooth, "valid")
-    drop = int(after.argmin())
-    back = np.flatnonzero(after[drop:] >= share * level) if after[drop] < share * level else [-drop]
-    return level, after[drop], int(drop + back[0]) if len(back) else None
+    enough = after >= share * level
+    drop = len(enough) if enough.all() else int(enough.argmin())  # the first time that it is too low
+    back = np.flatnonzero(enough[drop:])
+    return level, after.min(), 0 if enough.all() else int(drop + back[0]) if len(back) else None
 
 
 def adaptation_figure(results, task):
@@ -799,8 +846,8 @@ def adaptation_figure(results, task):
         for axis, kind in zip(axes, ("switch", "foreign"), strict=False):
             if kind in own[0][0]:
                 draw_steps(axis, np.mean([rewards[kind] for rewards, _ in own], 0), method)
-        if own[0][1]:
-            draw_steps(axes[2], np.mean([moved["switch"] for _, moved in own], 0), method)
+        if known := [moved["switch"] for _, moved in own if moved]:
+            draw_steps(axes[2], np.mean(known, 0), method)
     steps, window = aib_envs.get_task(task).steps, aib_envs.get_task(task).window
     for axis in axes:
         axis.axvline(0, color="#999999", linewidth=0.8)
@@ -816,29 +863,38 @@ def draw_steps(axis, values, method):
     axis.plot(np.arange(len(values)) - len(values) // 2, values, label=method, **style(method))
 
 
+ABOUT_EMBEDDINGS = """Deterministic policies, evaluation-mode encoder. Embeddings: five episodes in each of the 60
+contexts; t-SNE of them, and cosine similarity of the means of six contexts. Variability: trace of the covariance over
+the dimensions, the sum of its three parts. Overlap: mean cosine similarity of the contexts' means. Information in nats
+about which context it is (c), the mode (S), and the continuous dimensions given the mode (U|S), with what is possible
+at most. Adaptation: 20 contexts, four episodes each. In the middle of an episode the actuators change; or, with the
+actuators as they were, the window is filled with what an agent in the other mode, otherwise the same context, has gone
+through. Steps to 90 %: from the change until the mean of five rewards is back at 90 % of the level before.
+"""
+
+
 def embeddings(args):
     out = Path(args.out)
     (out / "figures").mkdir(parents=True, exist_ok=True)
     (out / "tables").mkdir(exist_ok=True)
-    agents = sorted(
-        (load_agent(directory) for directory in args.embeddings), key=lambda t: (t.task, rank(t.method), t.name)
-    )
-    page, rows, times = ["# Trained agents\n"], [], []
-    for task in dict.fromkeys(trained.task for trained in agents):
+    agents, problems = [], []
+    for directory in map(Path, dict.fromkeys(args.embeddings)):
+        try:
+            agents.append((directory, load_agent(directory)))
+        except Exception as error:  # torch's are of many kinds
+            problems.append(f"{directory}: cannot be used ({type(error).__name__}: {str(error).partition(chr(10))[0]})")
+            print(problems[-1], file=sys.stderr)
+    agents.sort(key=lambda pair: (pair[1].task, rank(pair[1].method), pair[1].name))
+    page, rows, times = ["# Trained agents\n", ABOUT_EMBEDDINGS], [], []
+    for task in dict.fromkeys(trained.task for _, trained in agents):
         page.append(f"## {task}\n")
         results = []
-        for trained in (trained for trained in agents if trained.task == task):
+        lengths = len({(t.method, t.args.total_timesteps) for _, t in agents}) > len({t.method for _, t in agents})
+        for directory, trained in (pair for pair in agents if pair[1].task == task):
             if hasattr(trained.agent, "encoder"):
                 own, z = embedding_rows(trained)
                 figure, similarity, labels = embedding_figure(trained, z)
-                page.append(
-                    save(
-                        figure,
-                        out
-                        / "figures"
-                        / f"{task}_embeddings_{trained.method.replace('*', 'star')}_{trained.args.seed}",
-                    )
-                )
+                page.append(save(figure, out / "figures" / f"{directory.name}_embeddings"))
                 same, off = np.equal.outer(labels, labels), ~np.eye(len(labels), dtype=bool)
                 spread = lambda x: f"{x.min():.2f} to {x.max():.2f}"
                 page.append(f"{trained.name}: cosine similarity within a mode {spread(similarity[same & off])}")
@@ -848,7 +904,8 @@ def embeddings(args):
                 rows += own
             if mode_of(task):
                 rewards, moved = adaptation(trained)
-                results.append((trained.method, rewards, moved))
+                label = f"{trained.method}, {trained.args.total_timesteps} steps" if lengths else trained.method
+                results.append((label, rewards, moved))
                 for kind in [kind for kind in rewards if kind != "usual"]:
                     level, low, steps = recovery(rewards[kind])
                     row = {
@@ -859,12 +916,15 @@ def embeddings(args):
                     row |= {"reward before": f"{level:.2f}", "lowest after": f"{low:.2f}"}
                     lost = "nothing to lose" if level < 0.01 else "nothing lost" if steps == 0 else steps
                     times.append(row | {"steps to 90 %": "not in the episode" if steps is None else lost})
+        if any(row["task"] == task for row in rows):
+            page.append(save(information_figure(rows, task), out / "figures" / f"{task}_information"))
         if results:
             page.append(save(adaptation_figure(results, task), out / "figures" / f"{task}_adaptation"))
     for name, table in {"embeddings": rows, "adaptation": times}.items():
         if table:
             page.append(markdown(table))
             write_csv(out / "tables" / f"{name}.csv", table)
+    page += [f"- {problem}" for problem in problems]
     (out / "embeddings.md").write_text("\n".join(page) + "\n")
     print(f"{len(agents)} agents: {out / 'embeddings.md'}")
 

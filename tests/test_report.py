@@ -171,14 +171,16 @@ def test_tables_of_known_numbers(tmp_path):
     total = {(row["tasks"], row["method"]): row for row in table(tmp_path / "report" / "tables" / "aggregates.csv")}
     assert total["non-overlapping", "DMA*-SH"]["train"] == "0.50 [0.40, 0.60] (paper 0.84)"
     assert total["overlapping", "DR"]["eval-out"] == "0.82 (paper 0.55)"
-    assert total["all", "DMA*-SH"]["train"].startswith(f"{np.mean([0.5, 0.6]):.2f} (paper")  # 40 50 60 84, trimmed
-    assert total["all", "Concat"]["runs"] == "1"  # the run of 2,000 steps is not mixed in
+    assert total["all", "DMA*-SH"]["train"] == "0.62 (paper 0.84)"  # one seed of each task: 40 and 84
+    assert total["all", "Concat"]["seeds a task"] == "1"  # the run of 2,000 steps is not mixed in
     against = {(r["tasks"], r["DMA*-SH against"]): r for r in table(tmp_path / "report" / "tables" / "comparison.csv")}
     assert against["non-overlapping", "DR"]["train"] == "+900.0 % (paper +90.9 %); P = 1.00 [1.00, 1.00]"
     assert against["overlapping", "DR"]["train"] == "+5.0 % (paper +6.3 %); P = 1.00"
     assert process.stderr.splitlines() == [
         "DI: figures and aggregates are of 1000 steps; runs of [2000] are in the table only",
         "DI: Concat has no run with seed 0, 2, others have",
+        "DR: aggregates use the first 1 seeds of each task, for one has no more",
+        "DMA*-SH: aggregates use the first 1 seeds of each task, for one has no more",
     ]
     page = (tmp_path / "report" / "report.md").read_text()
     for name in ("DI_curves", "DI_contexts", "DI-Friction_curves", "DI-Friction_contexts"):
@@ -227,6 +229,47 @@ def test_what_cannot_be_used_is_named_and_the_rest_reported(tmp_path):
     assert [(row["method"], row["seeds"]) for row in rows] == [("DR", "2"), ("DR (gamma 0.9)", "1")]
 
 
+def test_tasks_count_alike_whatever_their_seeds(tmp_path):
+    for method, seeds in {"DR": (3, 1), "DMAstar-SH": (1, 3)}.items():
+        for env_id, value, n in zip(("DI", "DI-Perm"), (10, 90), seeds, strict=True):
+            for seed in range(n):
+                make_run(tmp_path / "runs", method, seed, value, env_id=env_id)
+    make_run(tmp_path / "runs", "DR", 0, 200, env_id="ODE-2")
+    process = main(cwd=tmp_path)
+    (row,) = [r for r in table(tmp_path / "report" / "tables" / "comparison.csv") if r["tasks"] == "all"]
+    assert row["train"].startswith("+0.0 %") and row["train"].endswith("P = 0.50") and row["common tasks"] == "2"
+    assert "ODE-2: not in the aggregates, which hold ODE alone" in process.stderr
+    assert "DR: aggregates use the first 1 seeds of each task, for one has no more" in process.stderr
+
+
+def test_flags_are_told_apart_over_tasks(tmp_path):
+    make_run(tmp_path / "runs", "DR", 1, 10, flags={"gamma": 0.5})
+    for env_id in ("DI-Perm", "DI-Friction"):
+        make_run(tmp_path / "runs", "DR", 1, 10, env_id=env_id)
+    process = main(cwd=tmp_path)
+    assert "is shown as DR (gamma 0.5)" in process.stderr
+    total = table(tmp_path / "report" / "tables" / "aggregates.csv")
+    assert [(row["method"], row["number of tasks"]) for row in total if row["tasks"] == "all"] == [
+        ("DR", "2"),
+        ("DR (gamma 0.5)", "1"),
+    ]
+
+
+def test_damaged_results_and_metrics(tmp_path):
+    runs = tmp_path / "runs"
+    make_run(runs, "DR", 1, 10, metrics=False)
+    other = make_run(runs, "DR", 2, 10)
+    (other / "metrics.jsonl").write_text('{"aer": {"train": 1}}')
+    for seed, change in enumerate([{"contexts": {}}, {"returns": dict.fromkeys(aib_envs.SPLITS, [[]] * 20)}], 3):
+        path = make_run(runs, "DR", seed, 10) / "results.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    process = main(cwd=tmp_path)
+    for part in ("metrics.jsonl: is missing", "line 1 cannot be read", "contexts are not", "must be 20 x rollouts"):
+        assert process.stderr.count(part) == 1
+    (row,) = table(tmp_path / "report" / "tables" / "DI.csv")
+    assert row["train"] == "10.0, 10.0"
+
+
 def test_an_empty_directory_gives_an_empty_report(tmp_path):
     (tmp_path / "runs").mkdir()
     process = main(cwd=tmp_path)
@@ -237,7 +280,6 @@ def test_an_empty_directory_gives_an_empty_report(tmp_path):
     ("flags", "message"),
     [
         (["--embedding", "x"], "--embeddings"),
-        (["--embeddings", "nowhere"], "cannot use nowhere"),
         (["--out", "/dev/null/x"], "/dev/null"),
     ],
 )
@@ -256,6 +298,8 @@ def test_recovery():
     assert (level, low, steps) == (1, 0, 20)
     assert report.recovery(np.array([1.0] * 50 + [0.0] * 50))[2] is None
     assert report.recovery(np.ones(100))[2] == 0  # nothing was lost
+    lost_again = np.array([1.0] * 50 + [0.5] * 5 + [1.0] * 40 + [0.0] * 5)
+    assert report.recovery(lost_again, smooth=1)[1:] == (0, 5)
 
 
 def test_a_foreign_window_holds_others_transitions_until_they_have_left_it():
@@ -277,8 +321,9 @@ def test_a_foreign_window_holds_others_transitions_until_they_have_left_it():
 def test_inversion_inside_an_episode(observe):
     env = aib_envs.gym.make("AIB/DI-v0", context={"inversion": -1, "mass": 0.5}, observe_context=observe).unwrapped
     env.reset(seed=0)
-    report.invert(env, "inversion")
-    assert env.context == {"mass": 0.5, "inversion": 1}
+    obs = env.reset(seed=0)[0]
+    report.invert(env, "inversion", obs)
+    assert env.context == {"mass": 0.5, "inversion": 1} and (observe is None or obs[-1] == 1)
     env.state[:] = 0
     obs = env.step(np.ones(2, np.float32))[0]
     assert obs[2] > 0
@@ -300,18 +345,20 @@ def test_embeddings_of_real_runs(tmp_path):
     for script in (["dmash_sac.py"], ["dma_sac.py", "--kl-beta", "0.4"], ["dr_sac.py"], ["da_sac.py"]):
         command = [sys.executable, str(ROOT / script[0]), *script[1:], *flags]
         subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
-    process = main("--embeddings", *(tmp_path / "runs").iterdir(), cwd=tmp_path)
+    process = main("--embeddings", *(tmp_path / "runs").iterdir(), "nowhere", cwd=tmp_path)
     assert "4 agents" in process.stdout
+    assert process.stderr.startswith("nowhere: cannot be used (FileNotFoundError")
     rows = table(tmp_path / "report" / "tables" / "embeddings.csv")
     assert [(row["run"], row["set"]) for row in rows[::3]] == [
-        ("DMA-Pearl (seed 1)", "train"),
-        ("DMA*-SH (seed 1)", "train"),
+        ("DMA-Pearl (seed 1, 20 steps)", "train"),
+        ("DMA*-SH (seed 1, 20 steps)", "train"),
     ]
     assert {row["what"] for row in table(tmp_path / "report" / "tables" / "adaptation.csv")} == {
         "actuators change",
         "foreign window",
     }
-    for name in ("embeddings_DMAstar-SH_1", "embeddings_DMA-Pearl_1", "adaptation"):
-        assert (tmp_path / "report" / "figures" / f"DI_{name}.png").stat().st_size > 5000
+    figures = [path.name for path in (tmp_path / "report" / "figures").glob("*.png")]
+    assert sorted(name.split("__")[1] for name in figures if "embeddings" in name) == ["DMA-Pearl", "DMAstar-SH"]
+    assert {"DI_adaptation.png", "DI_information.png"} <= set(figures)
     page = (tmp_path / "report" / "embeddings.md").read_text()
     assert "within a mode" in page and "across modes" in page
