@@ -276,9 +276,10 @@ class Agent(nn.Module):
     def diagnose(self, obs, actions, next_obs, rewards, window):
         """The shadow gradient: the mean norm of the gradient that the policy's loss would have with respect to z."""
         z = self.encoder(*window).detach().requires_grad_()
-        pi, log_pi = self.actor.get_action(obs, z)
+        context = z
+        pi, log_pi = self.actor.get_action(obs, context)
         obs_pi = torch.cat([obs, pi], 1)
-        min_qf_pi = torch.min(self.qf1(obs_pi, z), self.qf2(obs_pi, z)).squeeze(1)
+        min_qf_pi = torch.min(self.qf1(obs_pi, context), self.qf2(obs_pi, context)).squeeze(1)
         loss = (self.log_alpha.exp().detach() * log_pi - min_qf_pi).sum()
         return {"shadow_gradient": torch.autograd.grad(loss, z)[0].norm(dim=1).mean().item()}
 
