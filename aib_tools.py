@@ -3,6 +3,7 @@
 As a program it tracks a run (`python aib_tools.py track runs/<dir>`, what --track does), and plans a grid for runs.sh.
 """
 
+import collections
 import contextlib
 import fcntl
 import importlib
@@ -25,7 +26,7 @@ import aib_envs
 
 # What may be given again with --resume and --eval-only: it does not change what has been learned.
 FREE = {"total_timesteps", "eval_rollouts", "cuda", "keep_checkpoint", "capture_video", "track"}
-FORMAT = 1  # of checkpoint.pt: what it holds
+FORMAT = 2  # of checkpoint.pt: what it holds
 
 
 def fail(message, code=2):
@@ -208,6 +209,45 @@ def check_finite(kind, tensors, global_step):
     for name, x in tensors.items():
         if not x.isfinite().all():
             fail(f"step {global_step}: the {kind} {name} is not finite. The last checkpoint is from before that", 3)
+
+
+class CudaGraph:
+    """A function of tensors on a GPU that is recorded as a CUDA graph after three calls and replayed from then on, so
+    that no time goes into launching its kernels one by one. What it returns is overwritten by its next call.
+
+    Arguments: tensors, tuples of tensors, and bools; each combination of bools has a graph of its own. Shapes must not
+    change, and nothing may wait for the GPU. The first three calls are made as usual.
+    """
+
+    def __init__(self, function):
+        self.function, self.calls, self.graphs, self.stream = function, collections.Counter(), {}, torch.cuda.Stream()
+
+    def __call__(self, *args):
+        key = tuple(x for x in args if isinstance(x, bool))
+        if key not in self.graphs and self.calls[key] < 3:
+            self.calls[key] += 1
+            self.stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(self.stream):
+                out = self.function(*args)
+            torch.cuda.current_stream().wait_stream(self.stream)
+            return out
+        if key not in self.graphs:
+            graph, inputs = torch.cuda.CUDAGraph(), self._copy(args)
+            with torch.cuda.graph(graph, stream=self.stream):  # recorded, not run
+                out = self.function(*inputs)
+            self.graphs[key] = graph, inputs, out
+        graph, inputs, out = self.graphs[key]
+        self._copy(args, inputs)
+        graph.replay()
+        return out
+
+    def _copy(self, args, into=None):
+        """Copies of the tensors in `args`, or their values into those of earlier copies."""
+        if isinstance(args, tuple):
+            return tuple(self._copy(x, into and into[i]) for i, x in enumerate(args))
+        if isinstance(args, bool):
+            return args
+        return args.clone() if into is None else into.copy_(args)
 
 
 # ------------------------------------------------------- Tracking ----------------------------------------------------

@@ -7,6 +7,7 @@ With --mask-prob 0 --no-normalise it is DMA, with --kl-beta 0.4 DMA-Pearl. Start
 """
 
 import copy
+import functools
 import json
 import os
 import signal
@@ -67,11 +68,11 @@ def method_name(args):
 # ----------------------------------------------- Context encoder (phi) ------------------------------------------------
 
 
-def subsample(batch, window, training):
+def subsample(batch, window, training, device=None):
     """Which transitions of the window the encoder sees: positions [batch or 1, window // 5], 0 being the oldest.
     In training a random fifth in random order, in evaluation a fifth evenly spaced in time."""
     if training:
-        return torch.rand(batch, window).topk(window // 5).indices
+        return torch.rand(batch, window, device=device).topk(window // 5).indices
     return torch.linspace(0, window - 1, window // 5, dtype=torch.float64).long()[None]
 
 
@@ -178,11 +179,14 @@ class ReplayBuffer:
         i = torch.randint(self.total, (batch_size,), device=device)
         row = torch.searchsorted(self.ends, i, right=True)  # the episode that step i lies in
         t = i - self.ends[row] + self.lengths.flatten()[row]
-        obs, actions, rewards = self.obs.flatten(0, 1), self.actions.flatten(0, 1), self.rewards.flatten(0, 1)
-        past = t[:, None] + subsample(batch_size, k, training=True).to(device)  # step t itself is transition K + t
-        at, rows = past + (past >= k), row[:, None]  # where their observations are
-        window = obs[rows, at], actions[rows, past], obs[rows, at + 1] - obs[rows, at]
-        return obs[row, k + 1 + t], actions[row, k + t], obs[row, k + 2 + t], rewards[row, t], window
+        past = t[:, None] + subsample(batch_size, k, True, device)  # step t itself is transition K + t
+        obs_at = past + (past >= k) + row[:, None] * self.obs.shape[2]  # places in one list of all episodes
+        actions_at = past + row[:, None] * self.actions.shape[2]
+        obs, actions, rewards = self.obs.flatten(0, 2), self.actions.flatten(0, 2), self.rewards.flatten(0, 1)
+        window_obs = F.embedding(obs_at, obs)  # obs[obs_at], faster
+        window = window_obs, F.embedding(actions_at, actions), F.embedding(obs_at + 1, obs) - window_obs
+        at, actions_at = t + k + 1 + row * self.obs.shape[2], t + k + row * self.actions.shape[2]
+        return obs[at], actions[actions_at], obs[at + 1], rewards[row, t], window
 
 
 # ------------------------------------------------ Acting and learning -------------------------------------------------
@@ -203,10 +207,11 @@ class Agent(nn.Module):
         self.qf1_target, self.qf2_target = copy.deepcopy(self.qf1), copy.deepcopy(self.qf2)
         self.log_alpha = nn.Parameter(torch.zeros(()))
         context = [*self.encoder.parameters(), *self.dynamics.parameters()]
-        self.context_optimizer = torch.optim.Adam(context, lr=args.dynamics_lr)
-        self.q_optimizer = torch.optim.Adam([*self.qf1.parameters(), *self.qf2.parameters()], lr=args.q_lr)
-        self.actor_optimizer = torch.optim.Adam(self.actor.parameters(), lr=args.policy_lr)
-        self.alpha_optimizer = torch.optim.Adam([self.log_alpha], lr=args.q_lr)
+        adam = functools.partial(torch.optim.Adam, fused=True, capturable=True)  # on a GPU, it can be in a graph
+        self.context_optimizer = adam(context, lr=args.dynamics_lr)
+        self.q_optimizer = adam([*self.qf1.parameters(), *self.qf2.parameters()], lr=args.q_lr)
+        self.actor_optimizer = adam(self.actor.parameters(), lr=args.policy_lr)
+        self.alpha_optimizer = adam([self.log_alpha], lr=args.q_lr)
 
     def infer(self, window):
         """What the networks are told about the context."""
@@ -222,7 +227,7 @@ class Agent(nn.Module):
         actions = self.actor.get_action(to(obs), context)[0] if training else self.actor(to(obs), context)[0].tanh()
         return actions.cpu().numpy()
 
-    def update(self, obs, actions, next_obs, rewards, window, global_step):
+    def update(self, obs, actions, next_obs, rewards, window, policy_turn):
         """One gradient step (Algorithm 1) on a sampled batch. Returns the losses."""
         obs_actions, losses = torch.cat([obs, actions], 1), {}
 
@@ -250,7 +255,7 @@ class Agent(nn.Module):
         self.q_optimizer.step()
 
         # Policy and temperature
-        for _ in range(POLICY_FREQUENCY if global_step % POLICY_FREQUENCY == 0 else 0):
+        for _ in range(POLICY_FREQUENCY if policy_turn else 0):
             pi, log_pi = self.actor.get_action(obs, z)
             obs_pi = torch.cat([obs, pi], 1)
             min_qf_pi = torch.min(self.qf1(obs_pi, z), self.qf2(obs_pi, z)).squeeze(1)
@@ -373,10 +378,12 @@ def evaluate_only(args):
 
 def train(args):
     torch.manual_seed(args.seed)
+    torch.set_flush_denormal(True)  # numbers below 1e-38 would be a hundred times slower than others
     envs = make_envs(args, aib_envs.context_set(args.env_id, "train"))
     eval_envs = make_envs(args, aib_envs.eval_contexts(args.env_id))
     agent, n = make_agent(args, envs), envs.num_envs
     obs_dim, act_dim = envs.single_observation_space.shape[0], envs.single_action_space.shape[0]
+    update = aib_tools.CudaGraph(agent.update) if agent.log_alpha.is_cuda else agent.update
     window, steps = agent.window_size, aib_envs.get_task(args.env_id).steps
     history = aib_envs.History(n, window, steps, obs_dim, act_dim)
     buffer = ReplayBuffer(history, args.buffer_size, agent.log_alpha.device)
@@ -446,8 +453,9 @@ def train(args):
                 evaluate(rollouts=1)
             batch = buffer.sample(args.batch_size)
             lap("sample")
-            losses |= agent.update(*batch, global_step)
-            aib_tools.check_finite("loss", losses, global_step)
+            losses |= update(*batch, global_step % POLICY_FREQUENCY == 0)
+            if global_step % 100 == 0:  # on a GPU, it waits
+                aib_tools.check_finite("loss", losses, global_step)
             lap("update")
             global_step += 1
             bar.update()

@@ -7,6 +7,7 @@ dynamics alone: the RL losses see omega as a constant. Start it with: python dma
 """
 
 import copy
+import functools
 import json
 import os
 import signal
@@ -69,11 +70,11 @@ def method_name(args):
 # ----------------------------------------------- Context encoder (phi) ------------------------------------------------
 
 
-def subsample(batch, window, training):
+def subsample(batch, window, training, device=None):
     """Which transitions of the window the encoder sees: positions [batch or 1, window // 5], 0 being the oldest.
     In training a random fifth in random order, in evaluation a fifth evenly spaced in time."""
     if training:
-        return torch.rand(batch, window).topk(window // 5).indices
+        return torch.rand(batch, window, device=device).topk(window // 5).indices
     return torch.linspace(0, window - 1, window // 5, dtype=torch.float64).long()[None]
 
 
@@ -110,20 +111,20 @@ class Encoder(nn.Module):
 # Eq. 3: the adapter turns the trunk's features x [256] into ReLU(x + W_up ReLU(W_down x + b_down) + b_up), with W_down
 # [32, 256] and W_up [256, 32]: 16,672 numbers, generated in 33 chunks of 512 (the last has 224 to spare). Chunk j has a
 # learned embedding e_j and features f_j = MLP([z; e_j]) [64]; one linear head for all chunks makes M f_j + m of them:
-#     chunks 0 ... 15: two rows of W_down each;  chunks 16 ... 31: 16 rows of W_up each;  chunk 32: b_down and b_up.
-# The matrices are never built. (M f_j + m) x is linear in (M, m) and in f_j, so x meets the head first, in one product
-# for the whole batch, and what comes out meets each sample's own f_j. The same function, several times faster.
+#     chunks 0 ... 15: every 16th row of W_down (2 each); 16 ... 31: every 16th row of W_up (16 each); 32: the biases.
+# The matrices are never built. (M f_j + m) x is linear in [M m] and in [f_j; 1], so x meets the head first, in one
+# product for the whole batch, and what comes out meets each sample's own f_j. The same function, several times faster.
 
 
 class Omega(NamedTuple):
     """Adapter weights, one set per sample: the chunk features, and the head that makes weights of them."""
 
-    down: torch.Tensor  # [batch, 16, 64], features of the chunks of W_down
-    up: torch.Tensor  # [batch, 16, 64], features of the chunks of W_up
+    down: torch.Tensor  # [batch, 16, 65], [f_j; 1] of the chunks of W_down
+    up: torch.Tensor  # [batch, 16, 65], [f_j; 1] of the chunks of W_up
     b_down: torch.Tensor  # [batch, 32]
     b_up: torch.Tensor  # [batch, 256]
-    weight: torch.Tensor  # [512, 64], the head's M
-    bias: torch.Tensor  # [512], the head's m
+    head_down: torch.Tensor  # [256, 2 * 65], [M m] laid out for W_down, which has 256 inputs
+    head_up: torch.Tensor  # [32, 16 * 65], [M m] laid out for W_up, which has 32
 
 
 class Hypernetwork(nn.Module):
@@ -135,25 +136,26 @@ class Hypernetwork(nn.Module):
         self.first, self.second, self.head = nn.Linear(inputs + 8, 64), nn.Linear(64, 64), nn.Linear(64, 512)
 
     def forward(self, z):
-        of_z, of_e = self.first.weight[:, :-8], self.first.weight[:, -8:]  # first([z; e_j]); z's part once for all j
-        x = F.relu(F.linear(z, of_z, self.first.bias)[:, None] + F.linear(self.embeddings, of_e))  # [batch, 33, 64]
-        down, up, last = F.relu(self.second(x)).split([16, 16, 1], dim=1)
+        of_z, of_e = self.first.weight.tensor_split([-8], dim=1)  # first([z; e_j]); z's part once for all j
+        of_z, of_e = F.linear(z, of_z, self.first.bias)[:, None], F.linear(self.embeddings, of_e)
+        down, up, last = (F.relu(self.second(F.relu(of_z + part))) for part in of_e.split([16, 16, 1]))
+        down, up = F.pad(down, (0, 1), value=1.0), F.pad(up, (0, 1), value=1.0)
         b_down, b_up, _ = self.head(last[:, 0]).split([32, 256, 224], dim=1)
-        return Omega(down, up, b_down, b_up, self.head.weight, self.head.bias)
+        head = torch.cat([self.head.weight, self.head.bias[:, None]], dim=1)  # [512, 65]
+        head_down, head_up = (head.view(-1, inputs, 65).transpose(0, 1).flatten(1) for inputs in (256, 32))
+        return Omega(down, up, b_down, b_up, head_down, head_up)
 
 
-def generated_linear(x, features, weight, bias):
-    """Each sample's own generated matrix times its x [batch, in] -> [batch, chunks * rows]. Chunk j of the matrix is
-    weight @ features[:, j] + bias, read as [rows, in]."""
-    through_head = x @ weight.view(-1, x.shape[1], 64).permute(1, 2, 0).flatten(1)  # [batch, 64 * rows]
-    out = features @ through_head.unflatten(1, (64, -1))  # [batch, chunks, rows]
-    return (out + F.linear(x, bias.view(-1, x.shape[1]))[:, None]).flatten(1)
+def generated_linear(x, features, head):
+    """Each sample's own generated matrix times its x [batch, in] -> [batch, rows * chunks]."""
+    through_head = (x @ head).unflatten(1, (-1, 65))  # [batch, rows of a chunk, 65]
+    return (through_head @ features.mT).flatten(1)
 
 
 def adapt(x, omega):
     """The generated adapter (Eq. 3) on a trunk's features x [batch, 256]."""
-    hidden = F.relu(generated_linear(x, omega.down, omega.weight, omega.bias) + omega.b_down)
-    return F.relu(x + generated_linear(hidden, omega.up, omega.weight, omega.bias) + omega.b_up)
+    hidden = F.relu(generated_linear(x, omega.down, omega.head_down) + omega.b_down)
+    return F.relu(x + generated_linear(hidden, omega.up, omega.head_up) + omega.b_up)
 
 
 # ------------------------ Networks: dynamics model (theta), policy (xi) and Q-functions (zeta) ------------------------
@@ -216,11 +218,14 @@ class ReplayBuffer:
         i = torch.randint(self.total, (batch_size,), device=device)
         row = torch.searchsorted(self.ends, i, right=True)  # the episode that step i lies in
         t = i - self.ends[row] + self.lengths.flatten()[row]
-        obs, actions, rewards = self.obs.flatten(0, 1), self.actions.flatten(0, 1), self.rewards.flatten(0, 1)
-        past = t[:, None] + subsample(batch_size, k, training=True).to(device)  # step t itself is transition K + t
-        at, rows = past + (past >= k), row[:, None]  # where their observations are
-        window = obs[rows, at], actions[rows, past], obs[rows, at + 1] - obs[rows, at]
-        return obs[row, k + 1 + t], actions[row, k + t], obs[row, k + 2 + t], rewards[row, t], window
+        past = t[:, None] + subsample(batch_size, k, True, device)  # step t itself is transition K + t
+        obs_at = past + (past >= k) + row[:, None] * self.obs.shape[2]  # places in one list of all episodes
+        actions_at = past + row[:, None] * self.actions.shape[2]
+        obs, actions, rewards = self.obs.flatten(0, 2), self.actions.flatten(0, 2), self.rewards.flatten(0, 1)
+        window_obs = F.embedding(obs_at, obs)  # obs[obs_at], faster
+        window = window_obs, F.embedding(actions_at, actions), F.embedding(obs_at + 1, obs) - window_obs
+        at, actions_at = t + k + 1 + row * self.obs.shape[2], t + k + row * self.actions.shape[2]
+        return obs[at], actions[actions_at], obs[at + 1], rewards[row, t], window
 
 
 # ------------------------------------------------ Acting and learning -------------------------------------------------
@@ -239,10 +244,11 @@ class Agent(nn.Module):
         self.qf1_target, self.qf2_target = copy.deepcopy(self.qf1), copy.deepcopy(self.qf2)
         self.log_alpha = nn.Parameter(torch.zeros(()))
         context = [*self.encoder.parameters(), *self.hypernetwork.parameters(), *self.dynamics.parameters()]
-        self.context_optimizer = torch.optim.Adam(context, lr=args.dynamics_lr)
-        self.q_optimizer = torch.optim.Adam([*self.qf1.parameters(), *self.qf2.parameters()], lr=args.q_lr)
-        self.actor_optimizer = torch.optim.Adam(self.actor.parameters(), lr=args.policy_lr)
-        self.alpha_optimizer = torch.optim.Adam([self.log_alpha], lr=args.q_lr)
+        adam = functools.partial(torch.optim.Adam, fused=True, capturable=True)  # on a GPU, it can be in a graph
+        self.context_optimizer = adam(context, lr=args.dynamics_lr)
+        self.q_optimizer = adam([*self.qf1.parameters(), *self.qf2.parameters()], lr=args.q_lr)
+        self.actor_optimizer = adam(self.actor.parameters(), lr=args.policy_lr)
+        self.alpha_optimizer = adam([self.log_alpha], lr=args.q_lr)
 
     def infer(self, window):
         """What the networks are told about the context."""
@@ -258,12 +264,12 @@ class Agent(nn.Module):
         actions = self.actor.get_action(to(obs), context)[0] if training else self.actor(to(obs), context)[0].tanh()
         return actions.cpu().numpy()
 
-    def update(self, obs, actions, next_obs, rewards, window, global_step):
+    def update(self, obs, actions, next_obs, rewards, window, policy_turn):
         """One gradient step (Algorithm 1) on a sampled batch. Returns the losses."""
         obs_actions, losses = torch.cat([obs, actions], 1), {}
 
-        # Predict the dynamics (Eqs. 1, 2). What this loss trains takes its step at the very end: detached or not, omega
-        # shares the hypernetwork's memory, and all losses must see the same one.
+        # Predict the dynamics (Eqs. 1, 2). What this loss trains takes its step at the very end: all losses must see
+        # the same omega, also those that make it anew because they are not detached.
         self.encoder.train()
         omega = self.infer(window)
         losses["dynamics"] = F.mse_loss(self.dynamics(obs_actions, omega), next_obs - obs)
@@ -286,7 +292,7 @@ class Agent(nn.Module):
         self.q_optimizer.step()
 
         # Policy and temperature
-        for _ in range(POLICY_FREQUENCY if global_step % POLICY_FREQUENCY == 0 else 0):
+        for _ in range(POLICY_FREQUENCY if policy_turn else 0):
             omega_pi = omega if self.args.detach_actor else self.infer(window)
             pi, log_pi = self.actor.get_action(obs, omega_pi)
             obs_pi = torch.cat([obs, pi], 1)
@@ -410,10 +416,12 @@ def evaluate_only(args):
 
 def train(args):
     torch.manual_seed(args.seed)
+    torch.set_flush_denormal(True)  # numbers below 1e-38 would be a hundred times slower than others
     envs = make_envs(args, aib_envs.context_set(args.env_id, "train"))
     eval_envs = make_envs(args, aib_envs.eval_contexts(args.env_id))
     agent, n = make_agent(args, envs), envs.num_envs
     obs_dim, act_dim = envs.single_observation_space.shape[0], envs.single_action_space.shape[0]
+    update = aib_tools.CudaGraph(agent.update) if agent.log_alpha.is_cuda else agent.update
     window, steps = agent.window_size, aib_envs.get_task(args.env_id).steps
     history = aib_envs.History(n, window, steps, obs_dim, act_dim)
     buffer = ReplayBuffer(history, args.buffer_size, agent.log_alpha.device)
@@ -483,8 +491,9 @@ def train(args):
                 evaluate(rollouts=1)
             batch = buffer.sample(args.batch_size)
             lap("sample")
-            losses |= agent.update(*batch, global_step)
-            aib_tools.check_finite("loss", losses, global_step)
+            losses |= update(*batch, global_step % POLICY_FREQUENCY == 0)
+            if global_step % 100 == 0:  # on a GPU, it waits
+                aib_tools.check_finite("loss", losses, global_step)
             lap("update")
             global_step += 1
             bar.update()

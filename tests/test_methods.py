@@ -50,7 +50,7 @@ def moved(agent, buffer, steps=4, scale=1.0):
     before = parameters(agent)
     for step in range(steps):
         obs, actions, next_obs, rewards, *window = buffer.sample(32)
-        agent.update(obs, actions, next_obs, scale * rewards, *window, step)
+        agent.update(obs, actions, next_obs, scale * rewards, *window, step % 2 == 0)
     return {name for name, p in parameters(agent).items() if not torch.equal(p, before[name])}
 
 
@@ -141,7 +141,7 @@ def test_non_detached_rl_losses_join_the_step_of_encoder_and_hypernetwork(flag):
         agent, buffer = make(dmash_sac, mask_prob=0.0, dynamics_lr=0.0, policy_lr=0.0, q_lr=0.0, **{flag: detached})
         context = [*agent.encoder.parameters(), *agent.hypernetwork.parameters()]
         batch, noise = buffer.sample(64), torch.get_rng_state()
-        agent.update(*batch, 0)
+        agent.update(*batch, True)
         gradients[detached] = [p.grad.clone() for p in context]
     torch.set_rng_state(noise)
     obs, actions, next_obs, rewards, window = batch
@@ -219,7 +219,7 @@ def test_pearl_loss_is_a_product_without_masks_and_norms(monkeypatch):
     loss = loss * (1 + 0.4 * agent.encoder.head.kl)
     expected = torch.autograd.grad(loss, [*agent.encoder.parameters(), *agent.dynamics.parameters()])
     torch.set_rng_state(state)
-    agent.update(obs, actions, next_obs, rewards, window, 1)
+    agent.update(obs, actions, next_obs, rewards, window, False)
     for p, g in zip([*agent.encoder.parameters(), *agent.dynamics.parameters()], expected, strict=True):
         torch.testing.assert_close(p.grad, g)
 
@@ -262,15 +262,16 @@ def test_da_networks_get_the_context_through_the_adapter_only():
 
 def hand_made_omega(down, up, z):
     """Omega of the real layout whose matrices are W_down = down[0] + z down[1] (top left corner), W_up likewise."""
-    head = torch.zeros(512, 64, dtype=torch.float64)
+    head_down, head_up = torch.zeros(256, 2, 65).double(), torch.zeros(32, 16, 65).double()
     for column, (w_down, w_up) in enumerate(zip(down, up, strict=True)):
-        head.view(2, 256, 64)[:, :2, column] = torch.tensor(w_down)  # rows 0, 1 of W_down are chunk 0
-        head.view(16, 32, 64)[:2, :2, column + 2] = torch.tensor(w_up)  # rows 0, 1 of W_up are in chunk 16
-    f_down, f_up = torch.zeros(2, len(z), 16, 64, dtype=torch.float64)
-    f_down[:, 0, 0], f_down[:, 0, 1] = 1, z
-    f_up[:, 0, 2], f_up[:, 0, 3] = 1, z
+        for chunk in (0, 1):  # rows 0 and 1 are the first of chunks 0 and 1
+            head_down[:2, 0, 2 * chunk + column] = torch.tensor(w_down[chunk])
+            head_up[:2, 0, 2 * chunk + column] = torch.tensor(w_up[chunk])
+    f = torch.zeros(len(z), 16, 65, dtype=torch.float64)
+    for chunk in (0, 1):
+        f[:, chunk, 2 * chunk], f[:, chunk, 2 * chunk + 1] = 1, z
     zeros = torch.zeros(len(z), 288, dtype=torch.float64)
-    return dmash_sac.Omega(f_down, f_up, zeros[:, :32], zeros[:, 32:], head, torch.zeros(512, dtype=torch.float64))
+    return dmash_sac.Omega(f, f, zeros[:, :32], zeros[:, 32:], head_down.flatten(1), head_up.flatten(1))
 
 
 def features(*columns):
@@ -286,8 +287,8 @@ def test_theorem_1_1_a_generated_adapter_realises_the_product_exactly():
     h = ([[-1.0, 0.0], [0.0, -1.0]], [[1.0, 0.0], [0.0, -1.0]])  # h(z) = [z - 1, -(z + 1)] on the diagonal
     omega = hand_made_omega((IDENTITY, NOTHING), h, z)
     x = features(F.relu(s), F.relu(-s))
-    hidden = dmash_sac.generated_linear(x, omega.down, omega.weight, omega.bias)
-    x = x + dmash_sac.generated_linear(hidden, omega.up, omega.weight, omega.bias)  # the theorem's has no ReLU
+    hidden = dmash_sac.generated_linear(x, omega.down, omega.head_down)
+    x = x + dmash_sac.generated_linear(hidden, omega.up, omega.head_up)  # the theorem's has no ReLU
     torch.testing.assert_close(x[:, 0] + x[:, 1], s * z, rtol=1e-14, atol=1e-14)
 
 
