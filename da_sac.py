@@ -194,7 +194,7 @@ class Agent(nn.Module):
         self.actor_optimizer = adam(self.actor.parameters(), lr=args.policy_lr)
         self.alpha_optimizer = adam([self.log_alpha], lr=args.q_lr)
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def act(self, obs, history, training=False):
         """obs [n, obs_dim] -> actions [n, act_dim]: sampled in training, deterministic in evaluation (all NumPy)."""
         to = lambda x: torch.from_numpy(x).to(self.log_alpha.device)

@@ -217,7 +217,7 @@ class Agent(nn.Module):
         """What the networks are told about the context."""
         return self.encoder(*window)
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def act(self, obs, history, training=False):
         """obs [n, obs_dim] -> actions [n, act_dim]: sampled in training, deterministic in evaluation (all NumPy)."""
         to = lambda x: torch.from_numpy(x).to(self.log_alpha.device)

@@ -307,7 +307,7 @@ def change_origin(path, **changes):
         (
             lambda d: change_origin(d / "checkpoint.pt", format=0),
             "--resume {d} --total-timesteps 600",
-            "it was made with format 0, which should be 1",
+            "it was made with format 0, which should be 2",
         ),
         (
             lambda d: edit_args(d / "config.json", buffer_size=50_000),

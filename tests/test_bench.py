@@ -1,0 +1,167 @@
+"""bench.py: that it runs, that its counts are right; and the CUDA graph that it can measure."""
+
+import contextlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch.profiler import ProfilerActivity, profile, record_function
+
+import aib_tools
+import bench
+
+HERE = Path(__file__).parents[1]
+
+
+def run(*flags):
+    return subprocess.run([sys.executable, HERE / "bench.py", *flags], capture_output=True, text=True)
+
+
+def test_small_mode_runs(tmp_path):
+    path = tmp_path / "speed.json"
+    done = run("--small", "--env-id", "DI", "--methods", "DR", "DMAstar-SH", "--json-file", path)
+    assert done.returncode == 0, done.stderr
+    results = json.loads(path.read_text())
+    methods = ["DR", "DMAstar", "DMAstar-SH"]  # the reference is always there
+    tables = [block.splitlines() for block in done.stdout.split("\n\n") if block.startswith("|")]
+    assert [[row.split("|")[1].strip() for row in table[2:]] for table in tables] == [methods, methods]
+    assert all(row.count("|") == table[0].count("|") for table in tables for row in table)
+    assert list(results["training"]) == list(results["update"]) == methods and results["matrix_gflops"] > 1
+    for training in results["training"].values():
+        ms = sum(training[f"{name}_ms"] for name in ("act", "env", "sample", "update"))
+        assert training["updates_per_second"] == pytest.approx(1e3 / ms) and training["memory_mib"] > 100
+    update = results["update"]
+    encoder, adapters = (
+        {m: update[m]["parts_ms"][part] for m in methods} for part in dict.fromkeys(bench.PARTS.values())
+    )
+    assert encoder["DR"] == adapters["DR"] == adapters["DMAstar"] == 0 < min(encoder["DMAstar"], adapters["DMAstar-SH"])
+    assert encoder["DMAstar-SH"] + adapters["DMAstar-SH"] < update["DMAstar-SH"]["ms"]
+    assert update["DMAstar"]["time_ratio"] == update["DMAstar"]["work_ratio"] == 1 < update["DMAstar-SH"]["work_ratio"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--methods", "DMA*"], "unknown method DMA*; allowed: DR, Concat, DMA,"),
+        (["--env-id", "Chetah"], "unknown task Chetah; allowed: DI, DI-Friction,"),
+        (["--rounds", "0"], "--steps, --rounds and --threads must be at least 1"),
+        (["--cuda"], "there is no GPU here for --cuda"),
+    ],
+)
+def test_bad_input(flags, message):
+    if "--cuda" in flags and torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    done = run(*flags)
+    assert done.returncode == 2 and message in done.stderr and done.stderr.count("\n") == 1
+
+
+def products(inputs, outputs):
+    """Multiply-adds of an unadapted network for one sample: forward, and for the gradients of a backward pass."""
+    first, rest = inputs * 256, 256 * 256 + 256 * outputs
+    return {"forward": first + rest, "inputs": rest, "all inputs": first + rest, "weights": first + rest}
+
+
+def test_operations_of_dr_are_the_counted_ones():
+    actor, q = products(4, 4), products(6, 1)
+    critics = q["forward"] * 2 + (q["forward"] + q["inputs"] + q["weights"]) * 2 + actor["forward"]
+    policy = actor["forward"] + actor["inputs"] + actor["weights"] + 2 * (q["forward"] + q["all inputs"])
+    learner = bench.Learner(bench.Args(env_id="DI"), "DR")
+    assert learner.operations() == 2 * 256 * (critics + policy)  # two policy updates every second step
+
+
+def test_operations_of_an_lstm():
+    assert bench.lstm_operations((25, 256, 32), (128, 32), (128, 32)) == 25 * 256 * 4 * 32 * (32 + 32) * 2
+
+
+def test_what_the_encoder_costs_is_counted_once_forward_and_twice_backward():
+    """DMA's dynamics model sees 8 numbers more than DR's networks: the LSTM and its embedding are the rest."""
+    learner = bench.Learner(bench.Args(env_id="DI"), "DMAstar")
+    batch = learner.buffer.sample(256)
+    with bench.FlopCounterMode(display=False) as without:
+        learner.agent.update(*batch, False)
+    lstm = 4 * 256 * 4 * 32 * (32 + 32) * 2  # 4 of the window's 24 transitions
+    counts = [learner.operations() for _ in range(2)]
+    assert counts[0] == counts[1] > without.get_total_flops()
+    with bench.FlopCounterMode(display=False) as turn:
+        learner.agent.update(*batch, True)
+    assert counts[0] == (without.get_total_flops() + turn.get_total_flops()) / 2 + 3 * lstm
+
+
+def test_backward_time_belongs_to_the_part_of_the_forward_operation():
+    big, small = torch.randn(1024, 1024, requires_grad=True), torch.randn(64, 64, requires_grad=True)
+    encoder, adapters = dict.fromkeys(bench.PARTS.values())
+    shares = {}
+    for backward in (False, True):
+        with profile(activities=[ProfilerActivity.CPU]) as profiler:
+            with record_function(adapters):
+                loss = (big @ big).sum()
+            with record_function(encoder):
+                loss = loss + (small @ small).sum()
+            if backward:
+                loss.backward()
+            else:
+                torch.randn(1024, 1024) @ torch.randn(1024, 2048)  # as much work, in no part
+        shares[backward] = bench.shares_of(profiler.events())
+    assert shares[True][adapters] > 0.8 > 0.6 > shares[False][adapters] and shares[True][encoder] < 0.2
+
+
+# ------------------------------------------------------- CUDA graph --------------------------------------------------
+
+
+@pytest.fixture
+def fake_cuda(monkeypatch):
+    """CUDA graphs on a CPU: `log` tells what is done; recording runs nothing; a replay is the recorded call again."""
+    log, recording = [], []
+
+    class Graph:
+        def replay(self):
+            log.append("replay")
+            self.run()
+
+    class Stream:
+        def wait_stream(self, other):
+            log.append("wait")
+
+    @contextlib.contextmanager
+    def record(graph, stream):
+        recording.append(graph)
+        yield
+        recording.clear()
+
+    for name, value in {"CUDAGraph": Graph, "Stream": Stream, "current_stream": Stream, "graph": record}.items():
+        monkeypatch.setattr(torch.cuda, name, value)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
+    return log, recording
+
+
+def test_cuda_graph_does_what_the_function_does(fake_cuda):
+    log, recording = fake_cuda
+    state = {True: torch.zeros(2), False: torch.zeros(2)}
+
+    def function(x, pair, flag):
+        out = torch.empty(2)
+
+        def work():
+            state[flag].add_(x * pair[0] - pair[1])
+            out.copy_(state[flag])
+
+        if recording:
+            recording[0].run = work
+        else:
+            log.append("call")
+            work()
+        return {"out": out}
+
+    graph, expected = aib_tools.CudaGraph(function), {True: torch.zeros(2), False: torch.zeros(2)}
+    for i in range(12):
+        flag = i % 3 == 0
+        x, a, b = torch.randn(3, 2).unbind()
+        expected[flag] += x * a - b
+        torch.testing.assert_close(graph(x, (a, b), flag)["out"], expected[flag])
+        x.zero_()  # an argument's memory is the caller's
+    done = [entry for entry in log if entry != "wait"]
+    assert done.count("call") == 3 + 3 and done.count("replay") == 12 - 6 and len(graph.graphs) == 2
+    assert log.count("wait") == 2 * done.count("call")  # before and after what runs on the graph's stream
