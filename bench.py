@@ -130,7 +130,7 @@ class Learner:
         return counter.get_total_flops() / 2
 
     def shares(self, count):
-        """{part: share of a gradient step's time}, forward and backward, from PyTorch's profiler."""
+        """{part: share of a gradient step's time}, forward and backward: medians of five passes of the profiler."""
         originals = {}
         for name in PARTS:
             if hasattr(self.module, name):
@@ -138,12 +138,15 @@ class Learner:
                 originals[owner, attribute] = function = getattr(owner, attribute)
                 setattr(owner, attribute, ranged(function, PARTS[name]))
         update, self.update = self.update, self.agent.update
-        with profile(activities=[ProfilerActivity.CPU]) as profiler:
-            self.updates(count)
+        found = []
+        for _ in range(5):
+            with profile(activities=[ProfilerActivity.CPU]) as profiler:
+                self.updates(count)
+            found.append(shares_of(profiler.events()))
         self.update = update
         for (owner, attribute), function in originals.items():
             setattr(owner, attribute, function)
-        return shares_of(profiler.events())
+        return {part: float(np.median([shares[part] for shares in found])) for part in found[0]}
 
 
 def lstm_operations(x_shape, w_ih_shape, w_hh_shape, *_, **__):
@@ -277,13 +280,7 @@ def main():
     torch.set_num_threads(args.threads)
     torch.set_flush_denormal(True)
 
-    learners, runs, seconds, rates = {m: Learner(args, m) for m in methods}, {}, {}, []
-    for learner in learners.values():
-        learner.updates(8)  # compiles, or records CUDA graphs
-    for _ in range(args.rounds):
-        rates.append(matrix_rate(learners[REFERENCE].agent.log_alpha.device))
-        for method, learner in learners.items():
-            seconds.setdefault(method, []).append(learner.updates(20))
+    runs, seconds, rates = {}, {}, []
     for i in range(args.rounds):
         for method in methods:
             print(
@@ -291,13 +288,20 @@ def main():
             )
             runs.setdefault(method, []).append(train(args, method))
     print(end="\x1b[K", file=sys.stderr)
+    learners = {method: Learner(args, method) for method in methods}
+    for learner in learners.values():
+        learner.updates(8)  # compiles, or records CUDA graphs
+    for _ in range(args.rounds):
+        rates.append(matrix_rate(learners[REFERENCE].agent.log_alpha.device))
+        for method, learner in learners.items():
+            seconds.setdefault(method, []).append(learner.updates(20))
 
     place = "GPU" if args.cuda else f"{args.threads} thread{'s' * (args.threads > 1)}"
     print(f"{args.env_id}, {place}, {args.steps} gradient steps, median and range of {args.rounds} rounds\n")
     text, training = training_table(args, runs)
     print(text)
     operations = {method: learner.operations() for method, learner in learners.items()}
-    shares = {method: learner.shares(10) for method, learner in learners.items()}
+    shares = {method: learner.shares(4) for method, learner in learners.items()}
     text, updates = update_table(learners, seconds, operations, shares, np.median(rates))
     rate = f"float32 matrix products of 1024 x 1024: {spread(np.array(rates) / 1e9, 0)} Gflop/s"
     print(f"\nThe gradient step alone{' under torch.compile' * args.compile}. {rate}\n\n{text}")

@@ -2,6 +2,7 @@
 
     python report.py runs/                           tables and figures of what has finished: report/report.md
     python report.py --embeddings runs/<dir> ...     loads trained agents: embeddings, adaptation: report/embeddings.md
+    python report.py --collect results/runs runs/    keeps of every finished run what the first command needs
 
 Tables are written as CSV too, figures as PNG and SVG. What cannot be used is named, and the rest is reported.
 """
@@ -60,6 +61,7 @@ MARKERS = "os^Dv*PX<>"
 class Args:
     runs: Annotated[tuple[str, ...], tyro.conf.Positional] = ("runs",)  # directories of runs, at whatever depth
     embeddings: tuple[str, ...] = ()  # directories of finished runs, whose agents are loaded
+    collect: str | None = None  # a directory for small copies of finished runs, in place of a report
     out: str = "report"  # where the report is written
 
 
@@ -541,6 +543,26 @@ def report(args):
     print(f"{len(runs)} runs: {out / 'report.md'}")
 
 
+def collect(args):
+    """Copies of the finished runs that are small enough for a repository: no weights, no returns of single contexts
+    before the last evaluation, numbers to three decimals."""
+    runs, problems = read_runs(args.runs)
+    for run in runs:
+        copy_of = Path(args.collect) / run.directory.name
+        copy_of.mkdir(parents=True, exist_ok=True)
+        config, results = (json.loads((run.directory / f"{name}.json").read_text()) for name in ("config", "results"))
+        for file in (config, results):
+            file["args"].pop("run_dir", None)  # a path of the machine
+        results["returns"] = {split: run.returns[split].round(3).tolist() for split in run.returns}
+        kept = [{name: value for name, value in line.items() if name != "returns"} for line in run.metrics]
+        aib_tools.write(copy_of / "config.json", config)
+        (copy_of / "results.json").write_text(json.dumps(results) + "\n")
+        (copy_of / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in kept))
+    for problem in problems:
+        print(problem, file=sys.stderr)
+    print(f"{len(runs)} runs: {args.collect}")
+
+
 # ----------------------------------------------- Trained agents: embeddings ------------------------------------------
 
 
@@ -932,6 +954,6 @@ def embeddings(args):
 if __name__ == "__main__":
     try:
         args = aib_tools.read_flags(Args, __doc__, Args())
-        embeddings(args) if args.embeddings else report(args)
+        (embeddings if args.embeddings else collect if args.collect else report)(args)
     except OSError as error:
         aib_tools.fail(error)

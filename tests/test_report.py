@@ -189,6 +189,23 @@ def test_tables_of_known_numbers(tmp_path):
             assert (tmp_path / "report" / "figures" / f"{name}.{kind}").stat().st_size > 5000
 
 
+def test_collected_runs_give_the_same_report(tmp_path):
+    for seed, value in enumerate([40, 50.1234567]):
+        run = make_run(tmp_path / "here" / "runs", "DMAstar-SH", seed, value, flags={"run_dir": "/home/me/runs"})
+        (run / "agent.pt").write_bytes(bytes(1000))
+    make_run(tmp_path / "here" / "runs", "DR", 0, 5)
+    (make_run(tmp_path / "here" / "runs", "DR", 1, 6) / "results.json").unlink()
+    process = main("here/runs", "--collect", "kept", cwd=tmp_path)
+    assert process.stdout.startswith("3 runs: kept") and "has not finished" in process.stderr
+    names = {path.name for path in (tmp_path / "kept").rglob("*") if path.is_file()}
+    assert names == {"config.json", "results.json", "metrics.jsonl"}
+    assert "/home" not in "".join(path.read_text() for path in (tmp_path / "kept").rglob("*.json"))
+    for source, out in (("here/runs", "one"), ("kept", "two")):
+        main(source, "--out", out, cwd=tmp_path)
+    tables = [(tmp_path / out / "tables" / "DI.csv").read_text() for out in ("one", "two")]
+    assert tables[0] == tables[1] and "45.1" in tables[0]
+
+
 def test_the_best_is_bold_only_where_intervals_allow_it():
     assert report.best({"A": [1, 2, 3], "B": [4, 5, 6]}) == "B"
     assert report.best({"A": [1, 2, 5], "B": [4, 5, 6]}) is None
