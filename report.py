@@ -616,9 +616,9 @@ class MixedWindow:
 
 
 def roll_out(trained, contexts, rollout=0, switch=None, foreign=None):
-    """Rewards [n, T] and embeddings [n, T, 8] (or None) of one episode, deterministic actions. `switch`: key of a
-    binary dimension that takes its other value in the middle. `foreign` [n]: in the middle, each window is filled with
-    what the environment of that index has gone through."""
+    """Rewards [n, T], embeddings [n, T, 8] (or None) and observations [n, T + 1, obs_dim] of one episode, deterministic
+    actions. `switch`: key of a binary dimension that takes its other value in the middle. `foreign` [n]: in the middle,
+    each window is filled with what the environment of that index has gone through."""
     envs, agent = trained.module.make_envs(trained.args, contexts), trained.agent
     task, n = aib_envs.get_task(trained.task), len(contexts)
     middle, rewards, embeddings = task.steps // 2, np.zeros((n, task.steps)), []
@@ -639,7 +639,8 @@ def roll_out(trained, contexts, rollout=0, switch=None, foreign=None):
         if t >= 0:
             rewards[:, t] = reward
     envs.close()
-    return rewards, None if embeddings[0] is None else np.stack(embeddings, axis=1)
+    z = None if embeddings[0] is None else np.stack(embeddings, axis=1)
+    return rewards, z, history.obs[:, agent.window_size + 1 :]
 
 
 def invert(env, key, obs):
@@ -881,6 +882,29 @@ def adaptation_figure(results, task):
     return figure
 
 
+def paths_figure(agents, task, starts=8):
+    """Where a double integrator goes in both modes, under the first agent of each method (rows)."""
+    mode, first = mode_of(task), {trained.method: trained for trained in reversed(agents)}
+    methods, rng = sorted(first, key=rank), np.linspace(0, 2 * np.pi, 100)
+    default = aib_envs.complete_context(task)[mode]
+    contexts = [{mode: default}, {mode: next(d for d in pairs_of(task, 1) if d[mode] != default)[mode]}]
+    titles = ["actuators as built", f"actuators {'reversed' if mode == 'inversion' else 'swapped'}"]
+    size = (3.0 * len(contexts), 3.0 * len(methods))
+    figure, axes = plt.subplots(len(methods), len(contexts), figsize=size, squeeze=False, layout="constrained")
+    for row, method in zip(axes, methods, strict=True):
+        row[0].set_ylabel(method)
+        episodes = [roll_out(first[method], contexts, rollout) for rollout in range(starts)]
+        for i, axis in enumerate(row):
+            axis.plot(0.1 * np.cos(rng), 0.1 * np.sin(rng), color="#009E73", linewidth=1.5)  # the goal
+            for *_, obs in episodes:
+                axis.plot(*obs[i, :, :2].T, color=style(method)["color"], linewidth=0.8)
+                axis.plot(*obs[i, 0, :2], "o", color="#999999", markersize=3)
+            share = 100 * np.mean([rewards[i].mean() for rewards, _, _ in episodes])
+            axis.set_title(f"{titles[i]}: at the goal {share:.0f} % of the time", fontsize=8)
+            axis.set(xlim=(-1.05, 1.05), ylim=(-1.05, 1.05), xticks=[], yticks=[], aspect="equal")
+    return figure
+
+
 def draw_steps(axis, values, method):
     axis.plot(np.arange(len(values)) - len(values) // 2, values, label=method, **style(method))
 
@@ -938,6 +962,9 @@ def embeddings(args):
                     row |= {"reward before": f"{level:.2f}", "lowest after": f"{low:.2f}"}
                     lost = "nothing to lose" if level < 0.01 else "nothing lost" if steps == 0 else steps
                     times.append(row | {"steps to 90 %": "not in the episode" if steps is None else lost})
+        if aib_envs.get_task(task).physics == "DoubleIntegrator" and mode_of(task):
+            own = [trained for _, trained in agents if trained.task == task]
+            page.append(save(paths_figure(own, task), out / "figures" / f"{task}_paths"))
         if any(row["task"] == task for row in rows):
             page.append(save(information_figure(rows, task), out / "figures" / f"{task}_information"))
         if results:

@@ -376,6 +376,6 @@ def test_embeddings_of_real_runs(tmp_path):
     }
     figures = [path.name for path in (tmp_path / "report" / "figures").glob("*.png")]
     assert sorted(name.split("__")[1] for name in figures if "embeddings" in name) == ["DMA-Pearl", "DMAstar-SH"]
-    assert {"DI_adaptation.png", "DI_information.png"} <= set(figures)
+    assert {"DI_adaptation.png", "DI_information.png", "DI_paths.png"} <= set(figures)
     page = (tmp_path / "report" / "embeddings.md").read_text()
     assert "within a mode" in page and "across modes" in page
