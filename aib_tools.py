@@ -213,7 +213,8 @@ def check_finite(kind, tensors, global_step):
 
 class CudaGraph:
     """A function of tensors on a GPU that is recorded as a CUDA graph after three calls and replayed from then on, so
-    that no time goes into launching its kernels one by one. What it returns is overwritten by its next call.
+    that no time goes into launching its kernels one by one. What it returns is overwritten by its next call with the
+    same bools; no Python of it runs then.
 
     Arguments: tensors, tuples of tensors, and bools; each combination of bools has a graph of its own. Shapes must not
     change, and nothing may wait for the GPU. The first three calls are made as usual.

@@ -1,10 +1,12 @@
 """How fast the scripts are, side by side, in one run on this machine. Start it with: python bench.py --env-id Cheetah
 
 Two tables. The first trains every script as users do, for a few hundred steps with everything on, and reads the times
-that the run itself writes. The second times the gradient step alone, counts its floating-point operations, and holds
-both against the machine's own rate for float32 matrix products. All methods take turns, round after round.
+that the run itself writes (checkpoints are not included). The second times the gradient step alone, counts its
+floating-point operations, and holds both against the machine's own rate for float32 matrix products. All methods take
+turns, round after round.
 """
 
+import dataclasses
 import importlib
 import json
 import os
@@ -68,8 +70,9 @@ def train(args, method):
         if status:
             aib_tools.fail(f"{' '.join(command)}\n{output}")
         (metrics,) = Path(folder).glob("*/metrics.jsonl")
-        start, end = (json.loads(line)["seconds"] for line in metrics.read_text().splitlines())
-    return {part: end[part] - start[part] for part in end} | {"memory": usage.ru_maxrss / 1024}
+        start, end = (json.loads(line) for line in metrics.read_text().splitlines())
+    parts = {part: value - start["seconds"][part] for part, value in end["seconds"].items()}
+    return parts | {"env_steps": end["env_steps"] - start["env_steps"], "memory": usage.ru_maxrss / 1024}
 
 
 # -------------------------------------------------- The gradient step alone -------------------------------------------
@@ -97,7 +100,7 @@ class Learner:
             obs = next_obs
         self.buffer = self.module.ReplayBuffer(history, self.args.buffer_size, self.agent.log_alpha.device)
         self.buffer.add(history)
-        self.full_buffer = sum(x.nbytes for x in vars(self.buffer).values() if torch.is_tensor(x)) / 2**20  # MiB
+        self.buffer_mib = sum(x.nbytes for x in vars(self.buffer).values() if torch.is_tensor(x)) / 2**20
         self.update, self.step = self.agent.update, 0
         if args.compile:
             self.update = torch.compile(self.update)
@@ -106,16 +109,15 @@ class Learner:
 
     def updates(self, count):
         """Seconds per gradient step, drawing of batches excluded."""
-        batches, frequency = (
-            [self.buffer.sample(self.args.batch_size) for _ in range(count)],
-            self.module.POLICY_FREQUENCY,
-        )
+        batches = [self.buffer.sample(self.args.batch_size) for _ in range(count)]
+        frequency = self.module.POLICY_FREQUENCY
         wait = torch.cuda.synchronize if self.agent.log_alpha.is_cuda else lambda: None
         wait()
         start = time.perf_counter()
-        for batch in batches:
-            self.update(*batch, self.step % frequency == 0)
-            self.step += 1
+        with record_function("updates"):
+            for batch in batches:
+                self.update(*batch, self.step % frequency == 0)
+                self.step += 1
         wait()
         return (time.perf_counter() - start) / count
 
@@ -130,23 +132,18 @@ class Learner:
         return counter.get_total_flops() / 2
 
     def shares(self, count):
-        """{part: share of a gradient step's time}, forward and backward: medians of five passes of the profiler."""
+        """{part: share of a gradient step's time}, forward and backward, from PyTorch's profiler."""
         originals = {}
         for name in PARTS:
             if hasattr(self.module, name):
                 owner, attribute = (self.module, name) if name == "adapt" else (getattr(self.module, name), "forward")
                 originals[owner, attribute] = function = getattr(owner, attribute)
                 setattr(owner, attribute, ranged(function, PARTS[name]))
-        update, self.update = self.update, self.agent.update
-        found = []
-        for _ in range(5):
-            with profile(activities=[ProfilerActivity.CPU]) as profiler:
-                self.updates(count)
-            found.append(shares_of(profiler.events()))
-        self.update = update
+        with profile(activities=[ProfilerActivity.CPU]) as profiler:
+            self.updates(count)
         for (owner, attribute), function in originals.items():
             setattr(owner, attribute, function)
-        return {part: float(np.median([shares[part] for shares in found])) for part in found[0]}
+        return shares_of(profiler.events())
 
 
 def lstm_operations(x_shape, w_ih_shape, w_hh_shape, *_, **__):
@@ -170,7 +167,7 @@ def ranged(function, part):
 
 def shares_of(events):
     """A backward operation belongs to the part that its forward operation (of the same sequence number) lies in."""
-    parts, part_of, total = dict.fromkeys(PARTS.values(), 0.0), {}, 0.0
+    parts, part_of = dict.fromkeys(PARTS.values(), 0.0), {}
     for event in events:
         parent = event
         while parent and parent.name not in parts:
@@ -182,12 +179,13 @@ def shares_of(events):
             parts[event.name] += event.time_range.elapsed_us()
         elif event.name.startswith("autograd::engine::evaluate_function") and event.sequence_nr in part_of:
             parts[part_of[event.sequence_nr]] += event.time_range.elapsed_us()
-    total = max(e.time_range.end for e in events) - min(e.time_range.start for e in events)
+    total = sum(event.time_range.elapsed_us() for event in events if event.name == "updates")
     return {part: value / total for part, value in parts.items()}
 
 
-def matrix_rate(device, size=1024, repeats=4):
+def matrix_rate(device):
     """Float32 matrix products: operations per second."""
+    size, repeats = (8192, 20) if device.type == "cuda" else (1024, 4)
     a = torch.randn(size, size, device=device)
     a @ a
     wait = torch.cuda.synchronize if a.is_cuda else lambda: None
@@ -212,6 +210,11 @@ def table(header, rows):
     return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
 
 
+def parts_of(args, learner):
+    """Shares of the encoder, and of hypernetwork and adapters, where the profiler sees them: not in a graph."""
+    return dict.fromkeys(PARTS.values(), float("nan")) if args.cuda or args.compile else learner.shares(4)
+
+
 def training_table(args, runs):
     """runs: {method: [what `train` returns]}."""
     header = ["method", "updates/s", "with evaluations", "policy, ms", "environments, ms", "sampling, ms", "update, ms"]
@@ -226,7 +229,7 @@ def training_table(args, runs):
             "updates_per_second": 1 / step,
             "with_evaluations": 1 / (step + part["eval"] / 5_000),  # one evaluation every 5,000 steps
             **{f"{name}_ms": value for name, value in ms.items()},
-            "env_steps_per_second": 20 * 1e3 / ms["env"],
+            "env_steps_per_second": part["env_steps"] / part["env"].clip(0.01),
             "evaluation_seconds": part["eval"],
             "evaluation_steps_per_second": 60 * (window[method] + task.steps) / part["eval"],
             "memory_mib": part["memory"],
@@ -240,12 +243,12 @@ def training_table(args, runs):
 def update_table(learners, seconds, operations, shares, rate):
     """The gradient step alone; `seconds`: {method: [...]}, `rate`: matrix products' operations per second."""
     header = ["method", "ms", *dict.fromkeys(PARTS.values()), "rest", "Gflop", "Gflop/s", "of the matrix rate"]
-    header += ["time / DMAstar", "work / DMAstar", "full buffer, MiB"]
+    header += ["time / DMAstar", "work / DMAstar", "replay buffer, MiB"]
     rows, medians = [], {}
     for method in learners:
         ms = 1e3 * np.array(seconds[method])
         median, gflop = float(np.median(ms)), operations[method] / 1e9
-        parts = {part: share * median for part, share in shares[method].items()}
+        parts = {part: float(np.median([s[part] for s in shares[method]])) * median for part in shares[method][0]}
         ratio = float(np.median(np.array(seconds[method]) / np.array(seconds[REFERENCE])))
         medians[method] = {
             "ms": median,
@@ -257,7 +260,7 @@ def update_table(learners, seconds, operations, shares, rate):
         }
         row = [f"{value:.1f}" for value in [*parts.values(), median - sum(parts.values())]]
         row += [f"{gflop:.2f}", f"{gflop / median * 1e3:.0f}", f"{100 * medians[method]['share_of_matrix_rate']:.0f} %"]
-        row += [f"{ratio:.2f}", f"{medians[method]['work_ratio']:.2f}", f"{learners[method].full_buffer:.0f}"]
+        row += [f"{ratio:.2f}", f"{medians[method]['work_ratio']:.2f}", f"{learners[method].buffer_mib:.0f}"]
         rows.append([method, spread(ms), *row])
     return table(header, rows), medians
 
@@ -280,7 +283,7 @@ def main():
     torch.set_num_threads(args.threads)
     torch.set_flush_denormal(True)
 
-    runs, seconds, rates = {}, {}, []
+    runs, seconds, shares, rates = {}, {}, {}, []
     for i in range(args.rounds):
         for method in methods:
             print(
@@ -295,15 +298,18 @@ def main():
         rates.append(matrix_rate(learners[REFERENCE].agent.log_alpha.device))
         for method, learner in learners.items():
             seconds.setdefault(method, []).append(learner.updates(20))
+            shares.setdefault(method, []).append(parts_of(args, learner))
 
     place = "GPU" if args.cuda else f"{args.threads} thread{'s' * (args.threads > 1)}"
     print(f"{args.env_id}, {place}, {args.steps} gradient steps, median and range of {args.rounds} rounds\n")
     text, training = training_table(args, runs)
     print(text)
-    operations = {method: learner.operations() for method, learner in learners.items()}
-    shares = {method: learner.shares(4) for method, learner in learners.items()}
+    if args.cuda:
+        print("\nThe host does not wait for the GPU: of policy, sampling and update only the sum means something.")
+    on_cpu = dataclasses.replace(args, cuda=False, compile=False)  # operations are counted there
+    operations = {m: (Learner(on_cpu, m) if args.cuda else learner).operations() for m, learner in learners.items()}
     text, updates = update_table(learners, seconds, operations, shares, np.median(rates))
-    rate = f"float32 matrix products of 1024 x 1024: {spread(np.array(rates) / 1e9, 0)} Gflop/s"
+    rate = f"float32 matrix products: {spread(np.array(rates) / 1e9, 0)} Gflop/s"
     print(f"\nThe gradient step alone{' under torch.compile' * args.compile}. {rate}\n\n{text}")
     if args.json_file:
         results = {"args": vars(args), "matrix_gflops": float(np.median(rates)) / 1e9}

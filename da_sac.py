@@ -71,7 +71,7 @@ def method_name(args):
 
 
 class Omega(NamedTuple):
-    """Adapter weights, one set per sample: the chunk features, and the head that makes weights of them."""
+    """Adapter weights: the chunk features and biases of each sample, and the head, the same for the whole batch."""
 
     down: torch.Tensor  # [batch, 16, 65], [f_j; 1] of the chunks of W_down
     up: torch.Tensor  # [batch, 16, 65], [f_j; 1] of the chunks of W_up
@@ -90,18 +90,18 @@ class Hypernetwork(nn.Module):
         self.first, self.second, self.head = nn.Linear(inputs + 8, 64), nn.Linear(64, 64), nn.Linear(64, 512)
 
     def forward(self, z):
-        of_z, of_e = self.first.weight.tensor_split([-8], dim=1)  # first([z; e_j]); z's part once for all j
-        of_z, of_e = F.linear(z, of_z, self.first.bias)[:, None], F.linear(self.embeddings, of_e)
+        w_z, w_e = self.first.weight.tensor_split([-8], dim=1)  # first([z; e_j]); z's part once for all j
+        of_z, of_e = F.linear(z, w_z, self.first.bias)[:, None], F.linear(self.embeddings, w_e)
         down, up, last = (F.relu(self.second(F.relu(of_z + part))) for part in of_e.split([16, 16, 1]))
         down, up = F.pad(down, (0, 1), value=1.0), F.pad(up, (0, 1), value=1.0)
         b_down, b_up, _ = self.head(last[:, 0]).split([32, 256, 224], dim=1)
         head = torch.cat([self.head.weight, self.head.bias[:, None]], dim=1)  # [512, 65]
-        head_down, head_up = (head.view(-1, inputs, 65).transpose(0, 1).flatten(1) for inputs in (256, 32))
+        head_down, head_up = (head.view(-1, columns, 65).transpose(0, 1).flatten(1) for columns in (256, 32))
         return Omega(down, up, b_down, b_up, head_down, head_up)
 
 
 def generated_linear(x, features, head):
-    """Each sample's own generated matrix times its x [batch, in] -> [batch, rows * chunks]."""
+    """Each sample's own generated matrix times its x [batch, in] -> [batch, out], all chunks' first rows first."""
     through_head = (x @ head).unflatten(1, (-1, 65))  # [batch, rows of a chunk, 65]
     return (through_head @ features.mT).flatten(1)
 
@@ -189,7 +189,7 @@ class Agent(nn.Module):
         self.qf1, self.qf2 = MLP(obs_dim + act_dim, 1, self.dims), MLP(obs_dim + act_dim, 1, self.dims)
         self.qf1_target, self.qf2_target = copy.deepcopy(self.qf1), copy.deepcopy(self.qf2)
         self.log_alpha = nn.Parameter(torch.zeros(()))
-        adam = functools.partial(torch.optim.Adam, fused=True, capturable=True)  # on a GPU, it can be in a graph
+        adam = functools.partial(torch.optim.Adam, fused=True, capturable=True)  # for CUDA graphs, too
         self.q_optimizer = adam([*self.qf1.parameters(), *self.qf2.parameters()], lr=args.q_lr)
         self.actor_optimizer = adam(self.actor.parameters(), lr=args.policy_lr)
         self.alpha_optimizer = adam([self.log_alpha], lr=args.q_lr)
@@ -306,6 +306,7 @@ def make_envs(args, contexts, **options):
 
 
 def make_agent(args, envs):
+    torch.set_flush_denormal(True)  # numbers below 1e-38 would be a hundred times slower than others
     device = torch.device("cuda" if torch.cuda.is_available() and args.cuda else "cpu")
     return Agent(envs.single_observation_space.shape[0], envs.single_action_space.shape[0], args).to(device)
 
@@ -334,15 +335,15 @@ def evaluate_only(args):
 
 def train(args):
     torch.manual_seed(args.seed)
-    torch.set_flush_denormal(True)  # numbers below 1e-38 would be a hundred times slower than others
     envs = make_envs(args, aib_envs.context_set(args.env_id, "train"))
     eval_envs = make_envs(args, aib_envs.eval_contexts(args.env_id))
     agent, n = make_agent(args, envs), envs.num_envs
     obs_dim, act_dim = envs.single_observation_space.shape[0], envs.single_action_space.shape[0]
-    update = aib_tools.CudaGraph(agent.update) if agent.log_alpha.is_cuda else agent.update
+    device = agent.log_alpha.device
+    update = aib_tools.CudaGraph(agent.update) if device.type == "cuda" else agent.update
     window, steps = agent.window_size, aib_envs.get_task(args.env_id).steps
     history = aib_envs.History(n, window, steps, obs_dim, act_dim)
-    buffer = ReplayBuffer(history, args.buffer_size, agent.log_alpha.device)
+    buffer = ReplayBuffer(history, args.buffer_size, device)
 
     run, config, metrics_file = open_run(args)
     checkpoint, clock = run / "checkpoint.pt", time.perf_counter()
@@ -386,6 +387,7 @@ def train(args):
         aer = ", ".join(f"{split} {value:.1f}" for split, value in metrics["aer"].items())
         bar.write(f"step {global_step}: AER {aer}")
         bar.set_postfix_str(aer)
+        lap("eval")
         return returns
 
     while global_step < args.total_timesteps:
@@ -410,7 +412,7 @@ def train(args):
             batch = buffer.sample(args.batch_size)
             lap("sample")
             losses |= update(*batch, global_step % POLICY_FREQUENCY == 0)
-            if global_step % 100 == 0:  # on a GPU, it waits
+            if device.type == "cpu" or global_step % 100 == 0:  # a check waits for a GPU
                 aib_tools.check_finite("loss", losses, global_step)
             lap("update")
             global_step += 1
@@ -423,7 +425,7 @@ def train(args):
         episode += 1
         ended = global_step == args.total_timesteps
         if STOP or ended or global_step // args.eval_every > saved // args.eval_every:
-            aib_tools.check_finite("weight", agent.state_dict(), global_step)
+            aib_tools.check_finite("weight or loss", agent.state_dict() | losses, global_step)
             length = os.path.getsize(run / "metrics.jsonl")
             progress = global_step, env_steps, episode, losses, seconds, length
             save_checkpoint(checkpoint, config, agent, buffer, progress)

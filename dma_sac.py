@@ -179,14 +179,14 @@ class ReplayBuffer:
         i = torch.randint(self.total, (batch_size,), device=device)
         row = torch.searchsorted(self.ends, i, right=True)  # the episode that step i lies in
         t = i - self.ends[row] + self.lengths.flatten()[row]
-        past = t[:, None] + subsample(batch_size, k, True, device)  # step t itself is transition K + t
+        past = t[:, None] + subsample(batch_size, k, training=True, device=device)  # step t itself is transition K + t
         obs_at = past + (past >= k) + row[:, None] * self.obs.shape[2]  # places in one list of all episodes
         actions_at = past + row[:, None] * self.actions.shape[2]
         obs, actions, rewards = self.obs.flatten(0, 2), self.actions.flatten(0, 2), self.rewards.flatten(0, 1)
         window_obs = F.embedding(obs_at, obs)  # obs[obs_at], faster
         window = window_obs, F.embedding(actions_at, actions), F.embedding(obs_at + 1, obs) - window_obs
-        at, actions_at = t + k + 1 + row * self.obs.shape[2], t + k + row * self.actions.shape[2]
-        return obs[at], actions[actions_at], obs[at + 1], rewards[row, t], window
+        now, action_now = t + k + 1 + row * self.obs.shape[2], t + k + row * self.actions.shape[2]
+        return obs[now], actions[action_now], obs[now + 1], rewards[row, t], window
 
 
 # ------------------------------------------------ Acting and learning -------------------------------------------------
@@ -207,7 +207,7 @@ class Agent(nn.Module):
         self.qf1_target, self.qf2_target = copy.deepcopy(self.qf1), copy.deepcopy(self.qf2)
         self.log_alpha = nn.Parameter(torch.zeros(()))
         context = [*self.encoder.parameters(), *self.dynamics.parameters()]
-        adam = functools.partial(torch.optim.Adam, fused=True, capturable=True)  # on a GPU, it can be in a graph
+        adam = functools.partial(torch.optim.Adam, fused=True, capturable=True)  # for CUDA graphs, too
         self.context_optimizer = adam(context, lr=args.dynamics_lr)
         self.q_optimizer = adam([*self.qf1.parameters(), *self.qf2.parameters()], lr=args.q_lr)
         self.actor_optimizer = adam(self.actor.parameters(), lr=args.policy_lr)
@@ -350,6 +350,7 @@ def make_envs(args, contexts, **options):
 
 
 def make_agent(args, envs):
+    torch.set_flush_denormal(True)  # numbers below 1e-38 would be a hundred times slower than others
     device = torch.device("cuda" if torch.cuda.is_available() and args.cuda else "cpu")
     return Agent(envs.single_observation_space.shape[0], envs.single_action_space.shape[0], args).to(device)
 
@@ -378,15 +379,15 @@ def evaluate_only(args):
 
 def train(args):
     torch.manual_seed(args.seed)
-    torch.set_flush_denormal(True)  # numbers below 1e-38 would be a hundred times slower than others
     envs = make_envs(args, aib_envs.context_set(args.env_id, "train"))
     eval_envs = make_envs(args, aib_envs.eval_contexts(args.env_id))
     agent, n = make_agent(args, envs), envs.num_envs
     obs_dim, act_dim = envs.single_observation_space.shape[0], envs.single_action_space.shape[0]
-    update = aib_tools.CudaGraph(agent.update) if agent.log_alpha.is_cuda else agent.update
+    device = agent.log_alpha.device
+    update = aib_tools.CudaGraph(agent.update) if device.type == "cuda" else agent.update
     window, steps = agent.window_size, aib_envs.get_task(args.env_id).steps
     history = aib_envs.History(n, window, steps, obs_dim, act_dim)
-    buffer = ReplayBuffer(history, args.buffer_size, agent.log_alpha.device)
+    buffer = ReplayBuffer(history, args.buffer_size, device)
 
     run, config, metrics_file = open_run(args)
     checkpoint, clock = run / "checkpoint.pt", time.perf_counter()
@@ -430,6 +431,7 @@ def train(args):
         aer = ", ".join(f"{split} {value:.1f}" for split, value in metrics["aer"].items())
         bar.write(f"step {global_step}: AER {aer}")
         bar.set_postfix_str(aer)
+        lap("eval")
         return returns
 
     while global_step < args.total_timesteps:
@@ -454,7 +456,7 @@ def train(args):
             batch = buffer.sample(args.batch_size)
             lap("sample")
             losses |= update(*batch, global_step % POLICY_FREQUENCY == 0)
-            if global_step % 100 == 0:  # on a GPU, it waits
+            if device.type == "cpu" or global_step % 100 == 0:  # a check waits for a GPU
                 aib_tools.check_finite("loss", losses, global_step)
             lap("update")
             global_step += 1
@@ -467,7 +469,7 @@ def train(args):
         episode += 1
         ended = global_step == args.total_timesteps
         if STOP or ended or global_step // args.eval_every > saved // args.eval_every:
-            aib_tools.check_finite("weight", agent.state_dict(), global_step)
+            aib_tools.check_finite("weight or loss", agent.state_dict() | losses, global_step)
             length = os.path.getsize(run / "metrics.jsonl")
             progress = global_step, env_steps, episode, losses, seconds, length
             save_checkpoint(checkpoint, config, agent, buffer, progress)

@@ -95,7 +95,7 @@ def test_backward_time_belongs_to_the_part_of_the_forward_operation():
     encoder, adapters = dict.fromkeys(bench.PARTS.values())
     shares = {}
     for backward in (False, True):
-        with profile(activities=[ProfilerActivity.CPU]) as profiler:
+        with profile(activities=[ProfilerActivity.CPU]) as profiler, record_function("updates"):
             with record_function(adapters):
                 loss = (big @ big).sum()
             with record_function(encoder):
