@@ -212,7 +212,7 @@ def table(header, rows):
 
 def parts_of(args, learner):
     """Shares of the encoder, and of hypernetwork and adapters, where the profiler sees them: not in a graph."""
-    return dict.fromkeys(PARTS.values(), float("nan")) if args.cuda or args.compile else learner.shares(4)
+    return {} if args.cuda or args.compile else learner.shares(4)
 
 
 def training_table(args, runs):
@@ -258,7 +258,8 @@ def update_table(learners, seconds, operations, shares, rate):
             "time_ratio": ratio,
             "work_ratio": operations[method] / operations[REFERENCE],
         }
-        row = [f"{value:.1f}" for value in [*parts.values(), median - sum(parts.values())]]
+        row = [f"{parts[part]:.1f}" if parts else "" for part in dict.fromkeys(PARTS.values())]
+        row += [f"{median - sum(parts.values()):.1f}"]
         row += [f"{gflop:.2f}", f"{gflop / median * 1e3:.0f}", f"{100 * medians[method]['share_of_matrix_rate']:.0f} %"]
         row += [f"{ratio:.2f}", f"{medians[method]['work_ratio']:.2f}", f"{learners[method].buffer_mib:.0f}"]
         rows.append([method, spread(ms), *row])
