@@ -111,7 +111,9 @@ def write(path, content):
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-    except RuntimeError as error:  # what torch.save makes of an OSError
+    except RuntimeError as error:  # what torch.save makes of an OSError, and of Ctrl-C
+        if isinstance(error.__context__, KeyboardInterrupt):
+            raise error.__context__ from None
         raise OSError(f"cannot write {path}: is the disk full?") from error
     finally:
         temporary.unlink(missing_ok=True)

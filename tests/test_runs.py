@@ -1,5 +1,6 @@
 """A run's life: killed, stopped, resumed, extended, evaluated again, tracked, broken."""
 
+import io
 import json
 import os
 import re
@@ -125,12 +126,26 @@ def test_signals_end_it_with_a_checkpoint(number, finished, tmp_path):
 
 def test_a_second_ctrl_c_ends_it_at_once(tmp_path):
     process = start("dmash_sac.py", "--env-id", "Cheetah", "--learning-starts", 1000, cwd=tmp_path)
-    wait_for(lambda: list(tmp_path.glob("runs/*/config.json")), process)
+    process.stderr.readline()  # the bar, before which signals have got their handlers
     process.send_signal(signal.SIGINT)
-    time.sleep(1)
+    while "stopping" not in process.stderr.readline():
+        assert process.poll() is None
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=20)
-    assert process.returncode == 130 and err.splitlines()[-1] == "dmash_sac.py: stopped at once"
+    assert process.returncode == 130 and err.splitlines()[-1] == "dmash_sac.py: stopped at once", err
+
+
+def test_ctrl_c_while_a_checkpoint_is_written(tmp_path, monkeypatch):
+    class Interrupted(io.FileIO):
+        def write(self, data):
+            if len(data) > 1000:  # a tensor
+                raise KeyboardInterrupt
+            return super().write(data)
+
+    monkeypatch.setattr(aib_tools, "open", Interrupted, raising=False)
+    with pytest.raises(KeyboardInterrupt):
+        aib_tools.write(tmp_path / "checkpoint.pt", {"weights": torch.ones(100_000)})
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("script", ["dr_sac.py", "dmash_sac.py"])
