@@ -882,27 +882,51 @@ def adaptation_figure(results, task):
     return figure
 
 
-def paths_figure(agents, task, starts=8):
-    """Where a double integrator goes in both modes, under the first agent of each method (rows)."""
+def paths(agents, task, starts=8):
+    """Where a double integrator goes: {method: [path [starts, T + 1, 2] for each mode]}, of each method's first agent;
+    the mode that is as built comes first."""
     mode, first = mode_of(task), {trained.method: trained for trained in reversed(agents)}
-    methods, rng = sorted(first, key=rank), np.linspace(0, 2 * np.pi, 100)
     default = aib_envs.complete_context(task)[mode]
-    contexts = [{mode: default}, {mode: next(d for d in pairs_of(task, 1) if d[mode] != default)[mode]}]
-    titles = ["actuators as built", f"actuators {'reversed' if mode == 'inversion' else 'swapped'}"]
-    size = (3.0 * len(contexts), 3.0 * len(methods))
-    figure, axes = plt.subplots(len(methods), len(contexts), figsize=size, squeeze=False, layout="constrained")
-    for row, method in zip(axes, methods, strict=True):
+    contexts = sorted(pairs_of(task, 1), key=lambda context: context[mode] != default)
+    contexts = [{mode: context[mode]} for context in contexts]
+    methods = {method: first[method] for method in sorted(first, key=rank)}
+    episodes = {m: [roll_out(trained, contexts, r)[2] for r in range(starts)] for m, trained in methods.items()}
+    return {method: np.stack(obs, axis=1)[..., :2] for method, obs in episodes.items()}
+
+
+def paths_figure(found, task):
+    """Draws what `paths` has found: a row for each method, a column for each mode."""
+    titles = ["actuators as built", f"actuators {'reversed' if mode_of(task) == 'inversion' else 'swapped'}"]
+    size, circle = (3.0 * len(titles), 3.0 * len(found)), np.linspace(0, 2 * np.pi, 100)
+    figure, axes = plt.subplots(len(found), len(titles), figsize=size, squeeze=False, layout="constrained")
+    for row, (method, modes) in zip(axes, found.items(), strict=True):
         row[0].set_ylabel(method)
-        episodes = [roll_out(first[method], contexts, rollout) for rollout in range(starts)]
-        for i, axis in enumerate(row):
-            axis.plot(0.1 * np.cos(rng), 0.1 * np.sin(rng), color="#009E73", linewidth=1.5)  # the goal
-            for *_, obs in episodes:
-                axis.plot(*obs[i, :, :2].T, color=style(method)["color"], linewidth=0.8)
-                axis.plot(*obs[i, 0, :2], "o", color="#999999", markersize=3)
-            share = 100 * np.mean([rewards[i].mean() for rewards, _, _ in episodes])
-            axis.set_title(f"{titles[i]}: at the goal {share:.0f} % of the time", fontsize=8)
+        for axis, title, points in zip(row, titles, np.asarray(modes), strict=True):
+            axis.plot(0.1 * np.cos(circle), 0.1 * np.sin(circle), color="#009E73", linewidth=1.5)  # the goal
+            axis.plot(*points.transpose(2, 1, 0), color=style(method)["color"], linewidth=0.8)
+            axis.plot(*points[:, 0].T, "o", color="#999999", markersize=3)
+            share = 100 * (np.hypot(*points[:, 1:].transpose(2, 0, 1)) <= 0.1).mean()
+            axis.set_title(f"{title}: at the goal {share:.0f} % of the time", fontsize=8)
             axis.set(xlim=(-1.05, 1.05), ylim=(-1.05, 1.05), xticks=[], yticks=[], aspect="equal")
     return figure
+
+
+def recovery_rows(task, run, rewards):
+    """Rows of the table of adaptation times, of what `adaptation` has found."""
+    rows = []
+    for kind, what in {"switch": "actuators change", "foreign": "foreign window"}.items():
+        if kind in rewards:
+            level, low, steps = recovery(np.asarray(rewards[kind]))
+            row = {
+                "task": task,
+                "run": run,
+                "what": what,
+                "reward before": f"{level:.2f}",
+                "lowest after": f"{low:.2f}",
+            }
+            lost = "nothing to lose" if level < 0.01 else "nothing lost" if steps == 0 else steps
+            rows.append(row | {"steps to 90 %": "not in the episode" if steps is None else lost})
+    return rows
 
 
 def draw_steps(axis, values, method):
@@ -952,19 +976,10 @@ def embeddings(args):
                 rewards, moved = adaptation(trained)
                 label = f"{trained.method}, {trained.args.total_timesteps} steps" if lengths else trained.method
                 results.append((label, rewards, moved))
-                for kind in [kind for kind in rewards if kind != "usual"]:
-                    level, low, steps = recovery(rewards[kind])
-                    row = {
-                        "task": task,
-                        "run": trained.name,
-                        "what": {"switch": "actuators change", "foreign": "foreign window"}[kind],
-                    }
-                    row |= {"reward before": f"{level:.2f}", "lowest after": f"{low:.2f}"}
-                    lost = "nothing to lose" if level < 0.01 else "nothing lost" if steps == 0 else steps
-                    times.append(row | {"steps to 90 %": "not in the episode" if steps is None else lost})
+                times += recovery_rows(task, trained.name, rewards)
         if aib_envs.get_task(task).physics == "DoubleIntegrator" and mode_of(task):
             own = [trained for _, trained in agents if trained.task == task]
-            page.append(save(paths_figure(own, task), out / "figures" / f"{task}_paths"))
+            page.append(save(paths_figure(paths(own, task), task), out / "figures" / f"{task}_paths"))
         if any(row["task"] == task for row in rows):
             page.append(save(information_figure(rows, task), out / "figures" / f"{task}_information"))
         if results:
