@@ -543,7 +543,7 @@ if __name__ == "__main__":
     try:
         args = aib_tools.parse_args(Args, __doc__)
         evaluate_only(args) if args.eval_only else train(args)
-    except (OSError, MemoryError) as error:  # a directory that cannot be written, a full disk, a huge buffer
+    except (OSError, MemoryError, torch.OutOfMemoryError) as error:  # a full disk, a full GPU, a read-only directory
         aib_tools.fail(error)
     except KeyboardInterrupt:
         aib_tools.fail("stopped at once", 130)

@@ -50,11 +50,24 @@ def verdict(x, y):
     return "too few seeds to say" if best > 0.05 else "undecided: the seeds overlap"
 
 
+def tasks_of(runs):
+    return [task for task in aib_envs.TASKS if any(run.task == task for run in runs)]
+
+
 def results_table(runs):
     """A row for each task and method."""
     paper = json.loads((RESULTS / "paper_results.json").read_text())
-    tasks = [task for task in aib_envs.TASKS if any(run.task == task for run in runs)]
-    return [{"task": task} | row for task in tasks for row in report.task_table(runs, task, paper)]
+    return [{"task": task} | row for task in tasks_of(runs) for row in report.task_table(runs, task, paper)]
+
+
+def paper_table(runs):
+    """Scaled AER over the tasks of a kind, with the paper's in brackets."""
+    paper = json.loads((RESULTS / "paper_results.json").read_text())
+    return [row for row in report.aggregate_table(report.for_aggregates(runs, []), paper) if row["tasks"] != "all"]
+
+
+def curves(runs):
+    return "\n".join(f"![Learning curves on {task}](results/figures/{task}_curves.png)\n" for task in tasks_of(runs))
 
 
 def claims_table(runs):
@@ -78,7 +91,7 @@ def cost_table(runs):
     """Core-hours: a row for each task, a column for each method."""
     rows, methods = [], list(report.by_method(runs))
     hours = lambda own: sum(sum(run.metrics[-1]["seconds"].values()) for run in own) / 3600
-    for task in [*(task for task in aib_envs.TASKS if any(run.task == task for run in runs)), "all"]:
+    for task in [*tasks_of(runs), "all"]:
         own = [run for run in runs if task in (run.task, "all")]
         row = {"task": task, "runs": len(own), "core-hours": f"{hours(own):.1f}"}
         for method in methods:
@@ -123,6 +136,8 @@ def parts(runs, agents):
     """{name of a marked part of README.md: its content}."""
     return {
         "results": report.markdown(results_table(runs)),
+        "paper": report.markdown(paper_table(runs)),
+        "curves": curves(runs),
         "claims": report.markdown(claims_table(runs)),
         "adaptation": report.markdown(adaptation_table(agents)),
         "cost": report.markdown(cost_table(runs)),
@@ -171,7 +186,7 @@ def figures(runs, agents):
     def save(figure, name):
         figure.savefig(RESULTS / "figures" / f"{name}.png", dpi=100)
 
-    for task in dict.fromkeys(run.task for run in runs):
+    for task in tasks_of(runs):
         save(report.learning_curves(runs, task), f"{task}_curves")
     for task, found in agents.items():
         as_arrays = lambda part: {kind: np.array(x) for kind, x in part.items()}

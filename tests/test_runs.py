@@ -4,6 +4,7 @@ import io
 import json
 import os
 import re
+import runpy
 import shutil
 import signal
 import subprocess
@@ -133,6 +134,17 @@ def test_a_second_ctrl_c_ends_it_at_once(tmp_path):
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=20)
     assert process.returncode == 130 and err.splitlines()[-1] == "dmash_sac.py: stopped at once", err
+
+
+def test_a_full_gpu_gets_one_line(tmp_path, monkeypatch, capsys):
+    def full(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr(torch.optim, "Adam", full)
+    monkeypatch.setattr(sys, "argv", ["dr_sac.py", "--env-id", "DI", "--run-dir", str(tmp_path)])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(ROOT / "dr_sac.py"), run_name="__main__")
+    assert ended.value.code == 2 and capsys.readouterr().err.startswith("dr_sac.py: CUDA out of memory")
 
 
 def test_ctrl_c_while_a_checkpoint_is_written(tmp_path, monkeypatch):
