@@ -15,6 +15,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import numpy as np
 import scipy.stats
 
@@ -24,15 +25,18 @@ import report
 
 README, RESULTS = Path(__file__).parent / "README.md", Path(__file__).parent / "results"
 OURS = "DMA*-SH"
-# What the paper says about an order: a method earns more than `share` times what another does, on tasks of a kind.
+OVERLAP = {"non-overlapping": False, "overlapping": True}  # can one policy act well in all contexts?
+KINDS = {"non-overlapping": "non_overlap", "overlapping": "overlap"}  # and their names in paper_results.json
+# An order that the paper finds: a method's return is more than `share` times another's. Each for the kinds of tasks.
 CLAIMS = [
-    ("DMA*-SH is above DMA*", OURS, 1.0, "DMA*", None),
-    ("DMA* is above DMA", "DMA*", 1.0, "DMA", None),
-    ("DMA*-SH is above DA, which knows the context", OURS, 1.0, "DA", None),
-    ("DMA*-SH is above Concat, which knows the context", OURS, 1.0, "Concat", None),
-    ("DR fails (less than half of DMA*-SH) where no one policy can do all contexts", OURS, 2.0, "DR", False),
-    ("DR does not fail (above 0.8 times DMA*-SH) where one can", "DR", 0.8, OURS, True),
+    ("DMA*-SH above DMA*", OURS, 1.0, "DMA*", KINDS),
+    ("DMA* above DMA", "DMA*", 1.0, "DMA", KINDS),
+    ("DMA*-SH above DA", OURS, 1.0, "DA", KINDS),
+    ("DMA*-SH above Concat", OURS, 1.0, "Concat", KINDS),
+    ("DR fails: below 0.6 of DMA*-SH", OURS, 1 / 0.6, "DR", ["non-overlapping"]),
+    ("DR does not fail: above 0.8 of DMA*-SH", "DR", 0.8, OURS, ["overlapping"]),
 ]
+SPLITS = {"all sets": "aggregated", "eval-out": "eval_out"}  # and their names in paper_results.json
 
 
 @dataclass
@@ -40,63 +44,116 @@ class Args:
     agents: str | None = None  # a directory of finished runs with their agent.pt
 
 
-def verdict(x, y):
-    """Is the first method better? By Mann and Whitney's one-sided exact test over seeds, at 0.05."""
-    if scipy.stats.mannwhitneyu(x, y, alternative="greater", method="exact").pvalue <= 0.05:
-        return "holds"
-    if scipy.stats.mannwhitneyu(y, x, alternative="greater", method="exact").pvalue <= 0.05:
-        return "does not hold"
-    best = scipy.stats.mannwhitneyu(range(len(x)), range(-len(y), 0), alternative="greater", method="exact").pvalue
-    return "too few seeds to say" if best > 0.05 else "undecided: the seeds overlap"
+# ------------------------------------------------------- Tables ------------------------------------------------------
 
 
 def tasks_of(runs):
     return [task for task in aib_envs.TASKS if any(run.task == task for run in runs)]
 
 
+def of(runs, task, method):
+    return [run for run in runs if (run.task, run.method) == (task, method)]
+
+
+def published():
+    return json.loads((RESULTS / "paper_results.json").read_text())
+
+
+def benchmark_table():
+    """The task table; ODE-1 to ODE-20 are not in it."""
+    rows = []
+    for name, task in aib_envs.TASKS.items():
+        if not name.startswith("ODE-"):
+            context = [
+                f"{d.key} {d.values[0]} or {d.values[1]}"
+                if d.values
+                else f"{d.key} {d.inner[0]:g} to {d.inner[1]:g} ({d.outer[0]:g} to {d.outer[1]:g})"
+                for d in task.dimensions
+            ]
+            row = {"task": name, "physics": task.physics, "context (eval-out)": ", ".join(context)}
+            row |= {"overlapping": "yes" if task.overlap else "no", "episode": task.steps, "K": task.window}
+            rows.append(row | {"training": f"{task.total_timesteps:,}", "bound of returns": f"{task.bounds[1]:,}"})
+    return rows
+
+
 def results_table(runs):
     """A row for each task and method."""
-    paper = json.loads((RESULTS / "paper_results.json").read_text())
-    return [{"task": task} | row for task in tasks_of(runs) for row in report.task_table(runs, task, paper)]
+    rows = [{"task": task} | row for task in tasks_of(runs) for row in report.task_table(runs, task, published())]
+    hidden = {"paper, all sets"} if not any(row["paper, all sets"] for row in rows) else set()
+    return [{key: value for key, value in row.items() if key not in hidden} for row in rows]
+
+
+def one_mode(runs):
+    """Says which runs have learned one mode only: in training contexts the other has less than a quarter of it."""
+    found = []
+    for run in runs:
+        if key := report.mode_of(run.task):
+            of_mode = np.array([context[key] for context in aib_envs.context_set(run.task, "train")])
+            low, high = sorted(run.returns["train"][of_mode == value].mean() for value in np.unique(of_mode))
+            if low < high / 4 and high > 10:
+                found.append(f"{run.task}, {run.method}, seed {run.seed} ({high:.1f} and {low:.1f})")
+    text = "; ".join(found) if found else "none"
+    return f"Runs that have learned one mode only (training AER in the better and in the other mode): {text}.\n"
 
 
 def paper_table(runs):
-    """Scaled AER over the tasks of a kind, with the paper's in brackets."""
-    paper = json.loads((RESULTS / "paper_results.json").read_text())
-    return [row for row in report.aggregate_table(report.for_aggregates(runs, []), paper) if row["tasks"] != "all"]
+    """Scaled AER, IQM over tasks and seeds, beside the paper's. The tasks are those of DMA*-SH; a method that lacks one
+    of them has no row."""
+    rows, columns = [], published()["normalised_IQM"]["columns"]
+    for kind, overlap in OVERLAP.items():
+        tasks = [task for task in tasks_of(runs) if of(runs, task, OURS) and aib_envs.get_task(task).overlap == overlap]
+        for method in report.by_method(runs):
+            own = [of(runs, task, method) for task in tasks]
+            if not tasks or not all(own):
+                continue
+            own = [group[: min(map(len, own))] for group in own]
+            row = {"kind": kind, "tasks": ", ".join(tasks), "method": method, "seeds": len(own[0])}
+            for split, name in SPLITS.items():
+                row[split] = f"{report.iqm([run.scaled(split) for group in own for run in group]):.2f}"
+                values = published()["normalised_IQM"][name][KINDS[kind]]
+                row[f"paper, {split}"] = f"{values[columns.index(method)]:.2f}" if method in columns else ""
+            rows.append(row)
+    return rows
 
 
-def curves(runs):
-    return "\n".join(f"![Learning curves on {task}](results/figures/{task}_curves.png)\n" for task in tasks_of(runs))
+def verdict(x, y):
+    """Is the first method better? By Mann and Whitney's one-sided exact test over seeds, at 0.05."""
+    p = lambda a, b: scipy.stats.mannwhitneyu(a, b, alternative="greater", method="exact").pvalue - 1e-9
+    if p(x, y) <= 0.05:
+        return "holds"
+    if p(y, x) <= 0.05:
+        return "does not hold"
+    return "too few seeds" if p(range(len(x)), range(-len(y), 0)) > 0.05 else "undecided, seeds overlap"
 
 
 def claims_table(runs):
     """A row for each claim and task for which there are runs."""
-    rows = []
-    for (claim, one, share, other, overlap), task in itertools.product(CLAIMS, aib_envs.TASKS):
-        values = {
-            split: [[run.aer(split) for run in runs if (run.task, run.method) == (task, m)] for m in (one, other)]
-            for split in ("all sets", "eval-out")
-        }
-        if not all(values["all sets"]) or overlap not in (None, aib_envs.get_task(task).overlap):
+    rows, columns = [], published()["normalised_IQM"]["columns"]
+    for (claim, one, share, other, kinds), task in itertools.product(CLAIMS, aib_envs.TASKS):
+        kind = next(kind for kind, overlap in OVERLAP.items() if overlap == aib_envs.get_task(task).overlap)
+        groups = [of(runs, task, method) for method in (one, other)]
+        if not all(groups) or kind not in kinds:
             continue
-        row = {"the paper's claim": claim, "task": task, "seeds": " and ".join(str(len(x)) for x in values["all sets"])}
-        for split, (x, y) in values.items():
-            row[split] = f"{report.iqm(x):.1f} to {report.iqm(y):.1f}: {verdict(x, share * np.array(y))}"
+        row = {"claim": claim, "task": task, "seeds": " and ".join(str(len(group)) for group in groups)}
+        for split, key in SPLITS.items():
+            x, y = ([run.aer(split) for run in group] for group in groups)
+            a, b = (published()["normalised_IQM"][key][KINDS[kind]][columns.index(method)] for method in (one, other))
+            row[split] = f"{report.iqm(x):.1f} and {report.iqm(y):.1f}: {verdict(x, share * np.array(y))}"
+            row[f"paper, {split}"] = f"{a:.2f} and {b:.2f}"
         rows.append(row)
     return rows
 
 
 def cost_table(runs):
-    """Core-hours: a row for each task, a column for each method."""
+    """Hours of one thread: a row for each task, a column for each method."""
     rows, methods = [], list(report.by_method(runs))
     hours = lambda own: sum(sum(run.metrics[-1]["seconds"].values()) for run in own) / 3600
     for task in [*tasks_of(runs), "all"]:
         own = [run for run in runs if task in (run.task, "all")]
-        row = {"task": task, "runs": len(own), "core-hours": f"{hours(own):.1f}"}
+        row = {"task": task, "runs": len(own), "hours": f"{hours(own):.1f}"}
         for method in methods:
             times = [hours([run]) for run in own if run.method == method]
-            row[f"{method}, a run"] = f"{np.mean(times):.2f}" if times else ""
+            row[f"{method}, a run"] = f"{min(times):.2f} to {max(times):.2f}" if times else ""
         rows.append(row)
     return rows
 
@@ -106,12 +163,14 @@ def adaptation_table(agents):
     rows = []
     for task, found in agents.items():
         for method in sorted({agent["method"] for agent in found["adaptation"]}, key=report.rank):
-            own = [report.recovery_rows(task, "", a["rewards"]) for a in found["adaptation"] if a["method"] == method]
+            mine = sorted((a for a in found["adaptation"] if a["method"] == method), key=lambda agent: agent["seed"])
+            own = [report.recovery_rows(task, "", agent["rewards"]) for agent in mine]
             joined = lambda kind, key: ", ".join(str(r[kind][key]) for r in own if len(r) > kind)  # noqa: B023
-            row = {"task": task, "method": method, "runs": len(own), "reward before": joined(0, "reward before")}
-            for kind, name in enumerate(("actuators change", "foreign window")):
-                row[f"{name}: lowest reward"] = joined(kind, "lowest after")
-                row[f"{name}: steps to 90 %"] = joined(kind, "steps to 90 %")
+            row = {"task": task, "method": method, "seeds": ", ".join(str(agent["seed"]) for agent in mine)}
+            row["reward before"] = joined(0, "reward before")
+            for kind, name in enumerate(("inversion", "foreign window")):
+                row[f"lowest after {name}"] = joined(kind, "lowest after")
+                row[f"steps to 90 % after {name}"] = joined(kind, "steps to 90 %")
             rows.append(row)
     return rows
 
@@ -132,15 +191,41 @@ def speed_table():
     return rows
 
 
-def parts(runs, agents):
-    """{name of a marked part of README.md: its content}."""
+# -------------------------------------------------- Figures and the page ----------------------------------------------
+
+
+def figures(runs, agents):
+    """{name: (what it shows, matplotlib figure)}."""
+    drawn = {}
+    for task in tasks_of(runs):
+        drawn[f"{task}_curves"] = f"Learning curves on {task}", report.learning_curves(runs, task)
+    for task, found in agents.items():
+        as_arrays = lambda part: {kind: np.array(x) for kind, x in part.items()}
+        curves = [(a["method"], as_arrays(a["rewards"]), as_arrays(a["moved"])) for a in found["adaptation"]]
+        text = f"Reward and embedding on {task} after the actuators have changed"
+        drawn[f"{task}_adaptation"] = text, report.adaptation_figure(curves, task)
+    if "DI" in agents:
+        text = "Paths of a point mass that is to reach the circle, under DR and under DMA*-SH"
+        drawn["DI_paths"] = text, report.paths_figure(agents["DI"]["paths"], "DI")
+    return drawn
+
+
+def parts(runs, agents, drawn):
+    """{name of a marked part of README.md: its content}; `drawn`: {name of a figure: what it shows}."""
+    pictures = lambda end: "\n".join(
+        f"![{text}](results/figures/{name}.png)\n" for name, text in drawn.items() if name.endswith(end)
+    )
     return {
+        "paths": pictures("_paths"),
         "results": report.markdown(results_table(runs)),
+        "modes": one_mode(runs),
+        "curves": pictures("_curves"),
         "paper": report.markdown(paper_table(runs)),
-        "curves": curves(runs),
         "claims": report.markdown(claims_table(runs)),
         "adaptation": report.markdown(adaptation_table(agents)),
+        "inversions": pictures("_adaptation"),
         "cost": report.markdown(cost_table(runs)),
+        "benchmark": report.markdown(benchmark_table()),
         "speed": report.markdown(speed_table()),
     }
 
@@ -162,47 +247,36 @@ def fill(page, contents):
 def roll_out(directory):
     """What the figures need of the agents in `directory`: {task: {"adaptation": [...], "paths": {...}}}."""
     found = {}
-    runs, _ = report.read_runs([directory])
-    for task in dict.fromkeys(run.task for run in runs):
-        if not report.mode_of(task):
-            continue
+    runs = report.of_one_length(report.read_runs([directory])[0], [])
+    for task in filter(report.mode_of, tasks_of(runs)):
         own = [(run, report.load_agent(run.directory)) for run in runs if run.task == task]
         found[task] = {"adaptation": []}
         for run, trained in own:
-            rewards, moved = report.adaptation(trained)
-            rounded = [{kind: x.round(3).tolist() for kind, x in part.items()} for part in (rewards, moved)]
-            row = {"run": trained.name, "method": run.method, "rewards": rounded[0], "moved": rounded[1]}
-            found[task]["adaptation"].append(row)
-        if aib_envs.get_task(task).physics == "DoubleIntegrator":
+            parts = [{kind: x.round(3).tolist() for kind, x in part.items()} for part in report.adaptation(trained)]
+            row = {"run": run.directory.name, "method": run.method, "seed": run.seed}
+            found[task]["adaptation"].append(row | {"rewards": parts[0], "moved": parts[1]})
+        if task == "DI":
             shown = [trained for run, trained in own if run.method in ("DR", OURS)]
             found[task]["paths"] = {m: x.round(3).tolist() for m, x in report.paths(shown, task).items()}
     return found
 
 
-def figures(runs, agents):
-    """Draws them into results/figures."""
-    (RESULTS / "figures").mkdir(exist_ok=True)
-
-    def save(figure, name):
-        figure.savefig(RESULTS / "figures" / f"{name}.png", dpi=100)
-
-    for task in tasks_of(runs):
-        save(report.learning_curves(runs, task), f"{task}_curves")
-    for task, found in agents.items():
-        as_arrays = lambda part: {kind: np.array(x) for kind, x in part.items()}
-        curves = [(a["method"], as_arrays(a["rewards"]), as_arrays(a["moved"])) for a in found["adaptation"]]
-        save(report.adaptation_figure(curves, task), f"{task}_adaptation")
-        if found.get("paths"):
-            save(report.paths_figure(found["paths"], task), f"{task}_paths")
+def read_results():
+    runs, problems = report.read_runs([RESULTS / "runs"])
+    runs = report.of_one_length(runs, problems)
+    return runs, json.loads((RESULTS / "agents.json").read_text()), problems
 
 
 def main(args):
     if args.agents:
         (RESULTS / "agents.json").write_text(json.dumps(roll_out(args.agents)) + "\n")
-    runs, problems = report.read_runs([RESULTS / "runs"])
-    agents = json.loads((RESULTS / "agents.json").read_text())
-    README.write_text(fill(README.read_text(), parts(runs, agents)))
-    figures(runs, agents)
+    runs, agents, problems = read_results()
+    drawn = figures(runs, agents)
+    (RESULTS / "figures").mkdir(exist_ok=True)
+    for name, (_, figure) in drawn.items():
+        figure.savefig(RESULTS / "figures" / f"{name}.png", dpi=100)
+        plt.close(figure)
+    README.write_text(fill(README.read_text(), parts(runs, agents, {name: text for name, (text, _) in drawn.items()})))
     for problem in problems:
         print(problem, file=sys.stderr)
     print(f"{len(runs)} runs: README.md, results/figures")

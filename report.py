@@ -252,8 +252,8 @@ def cell(values):
 
 
 def best(values):
-    """The method whose interval lies above all others' ({method: values per seed}), or None."""
-    if len(values) < 2 or min(map(len, values.values())) < 3:
+    """The method whose interval lies above all others' ({method: values per seed}), or None; with five seeds or more."""
+    if len(values) < 2 or min(map(len, values.values())) < 5:  # of three or four the interval is but their range
         return None
     bounds = {method: bootstrap([x], pooled_iqm) for method, x in values.items()}
     top = max(bounds, key=lambda method: bounds[method][0])
@@ -491,8 +491,8 @@ def context_figure(runs, task, zero):
 
 
 EXPLANATION = """Average episodic return (AER) over 20 contexts and the rollouts of the last evaluation. Tables:
-interquartile mean over seeds and its 95 % bootstrap interval, or, below three seeds, the seeds' own values. Bold: the
-interval lies above those of all other methods. Steps are vector steps, one in each of the 20 contexts. Curves: the same
+interquartile mean over seeds and its 95 % bootstrap interval (of three or four seeds, that is their range), or, below
+three seeds, the seeds' own values. Bold, from five seeds on: the interval lies above those of all other methods. Steps are vector steps, one in each of the 20 contexts. Curves: the same
 mean and interval, or the range of the runs below three seeds. Return in each context: mean over seeds. The paper's
 numbers are of its own number of steps (100,000 to 500,000).
 """
@@ -826,8 +826,8 @@ def embedding_figure(trained, z):
 
 def adaptation(trained, rollouts=4):
     """What happens when the actuators change in the middle of an episode, and when the window tells of the other mode.
-    Rewards [T] averaged over 20 contexts and rollouts: as usual, `switch`, `foreign` (with a window only), and how far
-    the embedding has gone from the old to the new context's mean [T], for both."""
+    Rewards [T] averaged over 20 contexts and rollouts: as `usual`, `switch`, `foreign` (with a window only); `modes` [2]:
+    the reward of each mode before. And how far the embedding has gone from the old to the new context's mean [T], for both."""
     contexts, key = pairs_of(trained.task, 10), mode_of(trained.task)
     other = np.arange(len(contexts)) ^ 1
     kinds = {"usual": {}, "switch": {"switch": key}}
@@ -837,6 +837,8 @@ def adaptation(trained, rollouts=4):
         kind: [roll_out(trained, contexts, r, **options) for r in range(rollouts)] for kind, options in kinds.items()
     }
     rewards = {kind: np.mean([run[0] for run in done], axis=(0, 1)) for kind, done in runs.items()}
+    before = np.mean([run[0][:, : len(run[0][0]) // 2] for run in runs["usual"]], axis=(0, 2))  # [n]
+    rewards["modes"] = np.array([before[::2].mean(), before[1::2].mean()])
     moved = {}
     if runs["usual"][0][1] is not None:
         usual = np.mean([run[1] for run in runs["usual"]], axis=(0, 2))  # each context's mean [n, 8]
@@ -924,8 +926,11 @@ def recovery_rows(task, run, rewards):
                 "reward before": f"{level:.2f}",
                 "lowest after": f"{low:.2f}",
             }
-            lost = "nothing to lose" if level < 0.01 else "nothing lost" if steps == 0 else steps
-            rows.append(row | {"steps to 90 %": "not in the episode" if steps is None else lost})
+            if level < 0.01:
+                steps = "nothing to lose"
+            elif min(rewards["modes"]) < 0.5 * max(rewards["modes"]):  # the other mode's reward is no adaptation
+                steps = "masters one mode only"
+            rows.append(row | {"steps to 90 %": {None: "not in the episode", 0: "nothing lost"}.get(steps, steps)})
     return rows
 
 

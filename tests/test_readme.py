@@ -4,6 +4,8 @@ import json
 import re
 from pathlib import Path
 
+import matplotlib.pyplot as plt
+import numpy as np
 import pytest
 
 import aib_envs
@@ -14,26 +16,24 @@ ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "README.md").read_text()
 
 
-def runs_and_agents():
-    return report.read_runs([ROOT / "results" / "runs"])[0], json.loads((ROOT / "results" / "agents.json").read_text())
+def test_every_table_is_made_from_results_and_every_figure_is_there():
+    runs, agents, problems = readme.read_results()
+    drawn = {name: text for name, (text, _) in readme.figures(runs, agents).items()}
+    plt.close("all")
+    assert readme.fill(PAGE, readme.parts(runs, agents, drawn)) == PAGE and not problems
+    shown = re.findall(r"!\[.+\]\(results/figures/(.+?)\.png\)", PAGE)
+    assert set(shown) == set(drawn) == {path.stem for path in (ROOT / "results" / "figures").iterdir()}
 
 
-def test_every_table_is_made_from_results():
-    assert readme.fill(PAGE, readme.parts(*runs_and_agents())) == PAGE
-
-
-def test_every_figure_that_the_page_shows_is_there():
-    shown = re.findall(r"!\[.+\]\((.+?)\)", PAGE)
-    assert len(shown) > 3 and all((ROOT / path).stat().st_size < 2**20 for path in shown)
-    drawn = {f"results/figures/{path.name}" for path in (ROOT / "results" / "figures").iterdir()}
-    assert set(shown) == drawn
-
-
-def test_results_are_of_one_length_and_say_what_made_them():
-    runs, problems = report.read_runs([ROOT / "results" / "runs"])
-    assert {run.steps for run in runs} == {50_000} and not problems
-    assert all(re.fullmatch(r"[0-9a-f]{40}", config["commit"]) for config in map(config_of, runs))
-    assert len({config_of(run)["commit"] for run in runs}) == 1
+def test_results_say_what_made_them_and_are_small():
+    runs, agents, _ = readme.read_results()
+    assert len({(config_of(run)["commit"], run.steps) for run in runs}) == 1
+    assert re.fullmatch(r"[0-9a-f]{40}", config_of(runs[0])["commit"])
+    assert {agent["run"] for found in agents.values() for agent in found["adaptation"]} == {
+        run.directory.name for run in runs if report.mode_of(run.task)
+    }
+    files = [path for path in (ROOT / "results").rglob("*") if path.is_file()]
+    assert max(path.stat().st_size for path in files) < 2**20 and sum(path.stat().st_size for path in files) < 2**22
 
 
 def config_of(run):
@@ -62,9 +62,9 @@ def test_fill():
     [
         ([3, 4, 5], [0, 1, 2], "holds"),
         ([0, 1, 2], [3, 4, 5], "does not hold"),
-        ([3, 4, 1.5], [0, 1, 2], "undecided: the seeds overlap"),
-        ([100, 101], [0, 1], "too few seeds to say"),
-        ([100, 101], [0, 1, 2, 3], "too few seeds to say"),  # p = 1 / 15
+        ([3, 4, 1.5], [0, 1, 2], "undecided, seeds overlap"),
+        ([100, 101], [0, 1], "too few seeds"),
+        ([100, 101], [0, 1, 2, 3], "too few seeds"),  # p = 1 / 15
         ([100, 101], [0, 1, 2, 3, 4], "holds"),  # p = 1 / 21
     ],
 )
@@ -72,10 +72,84 @@ def test_verdicts(x, y, said):
     assert readme.verdict(x, y) == said
 
 
-def test_claims_are_about_the_right_tasks():
-    runs, _ = runs_and_agents()
-    rows = readme.claims_table(runs)
-    fails = [row["task"] for row in rows if row["the paper's claim"].startswith("DR fails")]
-    does_not = [row["task"] for row in rows if row["the paper's claim"].startswith("DR does not")]
-    assert fails and not any(aib_envs.get_task(task).overlap for task in fails)
-    assert does_not and all(aib_envs.get_task(task).overlap for task in does_not)
+def made(task, method, seed, aer):
+    """A run whose return is `aer` in every context of training and eval-in, and 10 less in eval-out."""
+    returns = {split: np.full((20, 1), aer - 10.0 * (split == "eval-out")) for split in aib_envs.SPLITS}
+    metrics = [{"seconds": {"update": 1800.0, "env": 360.0 * seed}}]
+    return report.Run(Path(f"{task}__{method}__{seed}"), task, method, seed, 1000, {}, None, returns, metrics)
+
+
+def runs_of(task, **values):
+    return [made(task, m.replace("_", "*-"), i, x) for m, own in values.items() for i, x in enumerate(own, 1)]
+
+
+def test_claims():
+    runs = runs_of("DI", DR=[10, 20, 30], DMA_SH=[60, 70, 80]) + runs_of(
+        "BallInCup", DR=[65, 80, 90], DMA_SH=[75, 80, 85]
+    )
+    first, second = readme.claims_table(runs)
+    assert first == {
+        "claim": "DR fails: below 0.6 of DMA*-SH",
+        "task": "DI",
+        "seeds": "3 and 3",
+        "all sets": "66.7 and 16.7: holds",
+        "paper, all sets": "0.80 and 0.41",
+        "eval-out": "60.0 and 10.0: holds",
+        "paper, eval-out": "0.73 and 0.37",
+    }
+    assert second["claim"].startswith("DR does not fail") and second["task"] == "BallInCup"
+    assert second["all sets"] == "75.0 and 76.7: undecided, seeds overlap"  # 61.7 is below 0.8 times 81.7
+    (row,) = readme.claims_table(runs_of("DI", DR=[40, 50, 60], DMA_SH=[60, 70, 80]))
+    assert "undecided" in row["all sets"]  # 56.7 / 0.6 is above 56.7
+    (row,) = readme.claims_table(runs_of("BallInCup", DR=[10, 20, 30], DMA_SH=[60, 70, 80]))
+    assert row["all sets"].endswith("does not hold")
+
+
+def test_beside_the_paper():
+    runs = runs_of("DI", DR=[10, 20], DMA_SH=[60, 70, 80]) + runs_of("DI-Perm", DMA_SH=[80, 90])
+    (row,) = readme.paper_table(runs)  # DR has no DI-Perm, DMA*-SH two seeds of each
+    assert row == {
+        "kind": "non-overlapping",
+        "tasks": "DI, DI-Perm",
+        "method": "DMA*-SH",
+        "seeds": 2,
+        "all sets": f"{(70 + 80) / 2 / 100 - 1 / 30:.2f}",  # interquartile mean of 60, 70, 80, 90
+        "paper, all sets": "0.80",
+        "eval-out": "0.65",
+        "paper, eval-out": "0.73",
+    }
+
+
+def test_cost():
+    one, total = readme.cost_table(runs_of("DI", DR=[10, 20]))
+    assert one == {"task": "DI", "runs": 2, "hours": "1.3", "DR, a run": "0.60 to 0.70"} and total["hours"] == "1.3"
+
+
+def test_one_mode():
+    run = made("DI", "DMA*", 3, 80.0)
+    assert readme.one_mode([run]).endswith(": none.\n")
+    reversed_ = [context["inversion"] == -1 for context in aib_envs.context_set("DI", "train")]
+    run.returns["train"][reversed_] = 10.0
+    assert readme.one_mode([run]).endswith(": DI, DMA*, seed 3 (80.0 and 10.0).\n")
+
+
+def test_adaptation_is_in_the_order_of_the_seeds():
+    agent = lambda seed, lost: {
+        "method": "DMA*",
+        "seed": seed,
+        "rewards": {"switch": [1.0] * 50 + [0.0] * lost + [1.0] * (50 - lost), "modes": [1.0, 1.0]},
+    }
+    (row,) = readme.adaptation_table({"DI": {"adaptation": [agent(2, 30), agent(1, 20)]}})
+    assert row["seeds"] == "1, 2" and row["steps to 90 % after inversion"] == "20, 30"
+    assert row["lowest after foreign window"] == ""
+
+
+def test_numbers_of_the_speed_section():
+    (prose,) = re.findall(r"One update is one gradient step.*?\n\n", PAGE, re.DOTALL)
+    one, two = (json.loads((ROOT / "results" / name).read_text()) for name in ("speed.json", "speed_2_threads.json"))
+    speed = {method: loop["updates_per_second"] for method, loop in one["training"].items()}
+    said = re.findall(r"(\d+) % more time than DMA", " ".join(prose.split()))
+    assert said == [f"{100 * (speed['DMA'] / speed['DMAstar-SH'] - 1):.0f}"]
+    assert f"{100 * (speed['DMAstar-SH'] / speed['DA'] - 1):.0f} % faster than DA" in " ".join(prose.split())
+    assert f"at {100 * one['update']['DMAstar-SH']['share_of_matrix_rate']:.0f} % of the" in " ".join(prose.split())
+    assert f"{two['training']['DMAstar-SH']['updates_per_second']:.0f} updates/s" in " ".join(prose.split())

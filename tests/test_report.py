@@ -207,9 +207,10 @@ def test_collected_runs_give_the_same_report(tmp_path):
 
 
 def test_the_best_is_bold_only_where_intervals_allow_it():
-    assert report.best({"A": [1, 2, 3], "B": [4, 5, 6]}) == "B"
-    assert report.best({"A": [1, 2, 5], "B": [4, 5, 6]}) is None
-    assert report.best({"A": [1, 2], "B": [4, 5, 6]}) is None and report.best({"B": [4, 5, 6]}) is None
+    high = [4, 5, 6, 5, 5]
+    assert report.best({"A": [1, 2, 3, 2, 2], "B": high}) == "B"
+    assert report.best({"A": [4, 4, 6, 4, 4], "B": high}) is None
+    assert report.best({"A": [1, 2, 3, 2], "B": high}) is None and report.best({"B": high}) is None
 
 
 def test_what_cannot_be_used_is_named_and_the_rest_reported(tmp_path):
@@ -317,6 +318,18 @@ def test_recovery():
     assert report.recovery(np.ones(100))[2] == 0  # nothing was lost
     lost_again = np.array([1.0] * 50 + [0.5] * 5 + [1.0] * 40 + [0.0] * 5)
     assert report.recovery(lost_again, smooth=1)[1:] == (0, 5)
+
+
+def test_recovery_rows_tell_adaptation_from_what_is_none():
+    steps = lambda after, modes: [
+        row["steps to 90 %"]
+        for row in report.recovery_rows("DI", "", {"switch": np.array([1.0] * 50 + after), "modes": modes})
+    ]
+    assert steps([0.0] * 20 + [1.0] * 30, [1.0, 0.9]) == [20]
+    assert steps([0.0] * 50, [1.0, 0.9]) == ["not in the episode"] and steps([1.0] * 50, [1, 1]) == ["nothing lost"]
+    assert steps([0.0] * 20 + [1.0] * 30, [1.0, 0.4]) == ["masters one mode only"]
+    nothing = report.recovery_rows("DI", "", {"switch": np.zeros(100), "modes": [0.0, 0.0]})
+    assert nothing[0]["steps to 90 %"] == "nothing to lose"
 
 
 def test_a_foreign_window_holds_others_transitions_until_they_have_left_it():
