@@ -130,6 +130,8 @@ def read_metrics(path, problems):
     for number, line in enumerate(path.read_text().splitlines(), 1):
         try:
             found = json.loads(line)
+            if "aer" not in found and "experts" in found:  # of hyperzero.py's first stage
+                continue
             if not np.isfinite([found["global_step"], *(found["aer"][split] for split in aib_envs.SPLITS)]).all():
                 raise ValueError
             metrics.append(found)
@@ -170,7 +172,7 @@ def read_runs(directories):
 
 def settings(run):
     """The arguments that change what a run learns, and how far they are from its script's defaults."""
-    free = aib_tools.FREE | {"seed", "run_dir", "env_id"}
+    free = aib_tools.FREE | {"seed", "run_dir", "env_id", "dataset"}
     own = {name: value for name, value in run.args.items() if name not in free}
     defaults = vars(importlib.import_module(run.script.removesuffix(".py")).Args()) if run.script else own
     return own, sum(defaults.get(name) != value for name, value in own.items())
@@ -252,7 +254,7 @@ def cell(values):
 
 
 def best(values):
-    """The method whose interval lies above all others' ({method: values per seed}), or None; with five seeds or more."""
+    """The method whose interval lies above all others' ({method: values per seed}), from five seeds on, or None."""
     if len(values) < 2 or min(map(len, values.values())) < 5:  # of three or four the interval is but their range
         return None
     bounds = {method: bootstrap([x], pooled_iqm) for method, x in values.items()}
@@ -274,6 +276,31 @@ def task_table(runs, task, paper):
                 text = cell([run.aer(split) for run in members])
                 row[split] = f"**{text}**" if winners[split] == method else text
             rows.append(row | {"paper, all sets": published.get(method, "")})
+    return rows
+
+
+def prediction_table(runs, task):
+    """Rows for the methods that plan with a model: its errors in each set, at the end."""
+    rows = []
+    for method, members in by_method([run for run in runs if run.task == task]).items():
+        last = [run.metrics[-1]["prediction"] for run in members if run.metrics and "prediction" in run.metrics[-1]]
+        if last:
+            row = {"method": method, "seeds": len(last), "steps": members[0].steps}
+            for ahead, split in itertools.product(("one_step", "twenty_step"), aib_envs.SPLITS):
+                values = ", ".join(f"{found[ahead][split]:.2g}" for found in last)
+                row[f"{ahead.replace('_', ' ')}, {split}"] = values
+            rows.append(row)
+    return rows
+
+
+def experts_table(runs, task):
+    """Rows for the methods that learn from experts: the experts' mean return in their own (training) contexts."""
+    rows = []
+    for method, members in by_method([run for run in runs if run.task == task]).items():
+        if known := [
+            np.mean(run.metrics[-1]["experts"]) for run in members if run.metrics and "experts" in run.metrics[-1]
+        ]:
+            rows.append({"method": method, "its experts, train": cell(known)})
     return rows
 
 
@@ -492,9 +519,11 @@ def context_figure(runs, task, zero):
 
 EXPLANATION = """Average episodic return (AER) over 20 contexts and the rollouts of the last evaluation. Tables:
 interquartile mean over seeds and its 95 % bootstrap interval (of three or four seeds, that is their range), or, below
-three seeds, the seeds' own values. Bold, from five seeds on: the interval lies above those of all other methods. Steps are vector steps, one in each of the 20 contexts. Curves: the same
-mean and interval, or the range of the runs below three seeds. Return in each context: mean over seeds. The paper's
-numbers are of its own number of steps (100,000 to 500,000).
+three seeds, the seeds' own values. Bold, from five seeds on: the interval lies above those of all other methods. Steps
+are vector steps, one in each of the 20 contexts. Curves: the same mean and interval, or the range of the runs below
+three seeds. Return in each context: mean over seeds. Prediction errors: mean squares, of normalised differences one
+step and of standardised states 20 steps ahead. The paper's numbers are of its own number of steps (100,000 to
+500,000).
 """
 OVER_TASKS = """Interquartile mean over tasks and seeds of AER scaled by the tasks' return bounds. Rows with another
 number of tasks cannot be compared; the paper's numbers are of all its tasks.
@@ -517,6 +546,10 @@ def report(args):
         page.append(f"## {task}\n")
         tables[task] = task_table(runs, task, paper)
         page.append(markdown(tables[task]))
+        for name, table in {"prediction": prediction_table(same, task), "experts": experts_table(same, task)}.items():
+            if table:
+                tables[f"{task}_{name}"] = table
+                page.append(markdown(table))
         figures = {
             "curves": learning_curves(same, task),
             "contexts": context_figure(same, task, zero_returns(task, out)),
@@ -552,7 +585,8 @@ def collect(args):
         copy_of.mkdir(parents=True, exist_ok=True)
         config, results = (json.loads((run.directory / f"{name}.json").read_text()) for name in ("config", "results"))
         for file in (config, results):
-            file["args"].pop("run_dir", None)  # a path of the machine
+            for name in ("run_dir", "dataset"):
+                file["args"].pop(name, None)  # paths of the machine
         results["returns"] = {split: run.returns[split].round(3).tolist() for split in run.returns}
         kept = [{name: value for name, value in line.items() if name != "returns"} for line in run.metrics]
         aib_tools.write(copy_of / "config.json", config)
@@ -826,8 +860,9 @@ def embedding_figure(trained, z):
 
 def adaptation(trained, rollouts=4):
     """What happens when the actuators change in the middle of an episode, and when the window tells of the other mode.
-    Rewards [T] averaged over 20 contexts and rollouts: as `usual`, `switch`, `foreign` (with a window only); `modes` [2]:
-    the reward of each mode before. And how far the embedding has gone from the old to the new context's mean [T], for both."""
+    Rewards [T] averaged over 20 contexts and rollouts: as `usual`, `switch`, `foreign` (with a window only); `modes`
+    [2]: the reward of each mode before. And how far the embedding has gone from the old to the new context's mean [T],
+    for both."""
     contexts, key = pairs_of(trained.task, 10), mode_of(trained.task)
     other = np.arange(len(contexts)) ^ 1
     kinds = {"usual": {}, "switch": {"switch": key}}
