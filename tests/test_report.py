@@ -206,6 +206,27 @@ def test_collected_runs_give_the_same_report(tmp_path):
     assert tables[0] == tables[1] and "40.0, 50.1" in tables[0]
 
 
+def test_models_and_experts(tmp_path):
+    """hyperdynamics.py's prediction errors and hyperzero.py's experts, whose first stage has no AER."""
+    for seed in (1, 2):
+        run = make_run(tmp_path / "runs", "HyperDynamics", seed, 60)
+        error = dict(zip(aib_envs.SPLITS, (0.01 * seed, 0.02, 0.123), strict=True))
+        line = {"global_step": 1000, "aer": dict.fromkeys(aib_envs.SPLITS, 60)}
+        line |= {"prediction": {"one_step": error, "twenty_step": error}}
+        (run / "metrics.jsonl").write_text(json.dumps(line) + "\n")
+        run = make_run(tmp_path / "runs", "HyperZero", seed, 50, flags={"dataset": f"runs/{seed}"})
+        lines = [{"global_step": 0, "experts": [0.0] * 20}, {"global_step": 1000, "experts": [10.0 * seed] * 20}]
+        lines[1]["aer"] = line["aer"]
+        (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    process = main(cwd=tmp_path)
+    assert not process.stderr
+    (row,) = table(tmp_path / "report" / "tables" / "DI_prediction.csv")
+    assert row["method"] == "HyperDynamics" and row["seeds"] == "2"
+    assert row["one step, train"] == "0.01, 0.02" and row["twenty step, eval-out"] == "0.12, 0.12"
+    (row,) = table(tmp_path / "report" / "tables" / "DI_experts.csv")
+    assert row == {"method": "HyperZero", "its experts, train": "10.0, 20.0"}
+
+
 def test_the_best_is_bold_only_where_intervals_allow_it():
     high = [4, 5, 6, 5, 5]
     assert report.best({"A": [1, 2, 3, 2, 2], "B": high}) == "B"
