@@ -47,6 +47,16 @@ script_of() {  # a method's script and flags
         DMAstar-SH-nodetach-critic) echo dmash_sac.py --no-detach-critic ;;
         DMAstar-SH-nodetach-actor) echo dmash_sac.py --no-detach-actor ;;
         DMAstar-SH-nodetach-critic-nodetach-actor) echo dmash_sac.py --no-detach-critic --no-detach-actor ;;
+        HyperZero) echo hyperzero.py ;;
+        HyperZero-noQ) echo hyperzero.py --no-q --no-td ;;
+        HyperZero-noTD) echo hyperzero.py --no-td ;;
+        MLP) echo hyperzero.py --model mlp --no-q --no-td ;;
+        UVFA) echo hyperzero.py --model mlp ;;
+        HyperDynamics) echo hyperdynamics.py ;;
+        HyperDynamics-global) echo hyperdynamics.py --model global ;;
+        HyperDynamics-concat) echo hyperdynamics.py --model concat ;;
+        HyperDynamics-recurrent) echo hyperdynamics.py --model recurrent ;;
+        HyperDynamics-expert) echo hyperdynamics.py --model expert ;;
         *) echo "runs.sh: unknown method $1; allowed: $(sed -n 's/^ *\([A-Z][A-Za-z-]*\)) echo .*/\1/p' "$here/runs.sh" | xargs)" >&2
            return 2 ;;
     esac

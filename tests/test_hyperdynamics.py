@@ -1,0 +1,691 @@
+"""HyperDynamics: generated models against explicit ones, windows, experts, the planner, and whole runs."""
+
+import itertools
+import json
+import math
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+import aib_envs
+import aib_tools
+import hyperdynamics as script
+from hyperdynamics import Agent, Args, EpisodeBuffer, Hypernetwork
+
+ROOT = Path(__file__).parent.parent
+MODELS = ["hyper", "global", "concat", "recurrent", "expert"]
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    torch.manual_seed(0)
+
+
+def make_agent(model="hyper", env_id="DI", **flags):
+    task = aib_envs.get_task(env_id)
+    context_dim = len(task.dimensions) * (model == "expert")
+    agent = Agent(task.obs_dim + context_dim, task.act_dim, Args(env_id=env_id, model=model, **flags))
+    agent.set_scales(*(torch.randn(500, dim) * 3 + 1 for dim in (task.obs_dim, task.act_dim, task.obs_dim)))
+    return agent
+
+
+def random_history(agent, n=20, steps=30, seed=0):
+    """A finished episode of random numbers, with the contexts of the training set where the agent sees them."""
+    history = aib_envs.History(n, agent.window_size, steps, agent.obs_dim + (agent.args.model == "expert") * 2, 2)
+    rng = np.random.default_rng(seed)
+    for _ in range(-agent.window_size, steps):
+        obs, actions = rng.standard_normal((n, agent.obs_dim)), rng.uniform(-1, 1, (n, 2))
+        if agent.args.model == "expert":
+            obs = np.concatenate([obs, agent.contexts[:n]], 1)
+        obs = obs.astype(np.float32)
+        history.add(obs, actions.astype(np.float32), np.zeros(n), obs + 1, np.zeros(n, bool))
+    return history
+
+
+def filled_buffer(agent, episodes=2):
+    history = random_history(agent)
+    buffer = EpisodeBuffer(history, episodes * 30, "cpu")
+    for i in range(episodes):
+        buffer.add(random_history(agent, seed=i))
+    return buffer
+
+
+# ------------------------------------------------ generated networks -------------------------------------------------
+
+
+def explicit(hypernetwork, code, x):
+    """One network after the other: all its weights are the linear layer's output for this code."""
+    outputs = []
+    for c, y in zip(code, x, strict=True):
+        for i, head in enumerate(hypernetwork.heads):
+            parameters = head[-1] + sum(c[k] * head[k] for k in range(len(c)))
+            y = F.linear(y, parameters[:-1].T, parameters[-1])
+            y = F.relu(y) if i < 2 else y
+        outputs.append(y)
+    return torch.stack(outputs)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-11), (torch.float32, 1e-4)])
+def test_generated_networks_are_the_explicit_ones(dtype, tolerance):
+    hypernetwork = Hypernetwork(8, 6, 4).to(dtype)
+    for head in hypernetwork.heads:
+        head.data[-1] = 0.1 * torch.randn(head.shape[1:], dtype=dtype)
+    code, x, weights = (torch.randn(7, dim, dtype=dtype) for dim in (8, 6, 4))
+    built = lambda code, x: script.forward_model(hypernetwork.generate(code), x[:, None])[:, 0]
+    results = []
+    for function in (lambda code, x: explicit(hypernetwork, code, x), hypernetwork, built):
+        inputs = [code.clone().requires_grad_(), x.clone().requires_grad_()]
+        out = function(*inputs)
+        results.append([out, *torch.autograd.grad((out * weights).sum(), [*inputs, *hypernetwork.parameters()])])
+    assert [tuple(g.shape) for g in results[0][3:]] == [(9, 7, 128), (9, 129, 128), (9, 129, 4)]
+    for expected, *found in zip(*results, strict=True):
+        assert expected.abs().max() > 0.01
+        for each in found:
+            assert (each - expected).abs().max() <= tolerance * expected.abs().max()
+
+
+def test_one_network_serves_all_candidates_of_its_environment():
+    hypernetwork, code, x = Hypernetwork(8, 6, 4), torch.randn(3, 8), torch.randn(3, 50, 6)
+    found = script.forward_model(hypernetwork.generate(code), x)
+    for i in range(3):
+        expected = explicit(hypernetwork, code[i].expand(50, 8), x[i])
+        torch.testing.assert_close(found[i], expected, rtol=1e-3, atol=1e-4)
+
+
+def test_initial_ranges():
+    heads = Hypernetwork(8, 23, 17).heads
+    for head in heads:
+        assert (head[-1] == 0).all() and abs(head[:-1].std() / 0.1 - 1) < 0.03 and head[:-1].mean().abs() < 3e-3
+    code = torch.randn(2, 8)
+    for matrix in Hypernetwork(8, 23, 17).generate(code):
+        assert (matrix.std((1, 2)) / (0.1 * code.norm(dim=1)) - 1).abs().max() < 0.15
+    for model, shape in ((script.new_model(23, 17), ()), (script.new_model(23, 17, 20), (20,))):
+        assert [tuple(m.shape) for m in model] == [(*shape, 24, 128), (*shape, 129, 128), (*shape, 129, 17)]
+        for matrix, inputs in zip(model, (23, 128, 128), strict=True):
+            assert 0.98 < matrix.abs().max() * inputs**0.5 <= 1
+
+
+@pytest.mark.parametrize(("model", "inputs"), [("global", 6), ("concat", 14), ("recurrent", 134), ("expert", 6)])
+def test_models_that_are_not_generated(model, inputs):
+    agent = make_agent(model)
+    assert agent.model[0].shape == (*[20] * (model == "expert"), inputs + 1, 128)
+    layers = [nn_linear(m[3] if model == "expert" else m) for m in agent.model]
+    x = torch.randn(5, inputs)
+    expected = layers[2](F.relu(layers[1](F.relu(layers[0](x)))))
+    found = script.forward_model(agent.model, x.expand(20, 5, inputs) if model == "expert" else x)
+    torch.testing.assert_close(found[3] if model == "expert" else found, expected)
+
+
+def nn_linear(matrix):
+    layer = torch.nn.Linear(len(matrix) - 1, matrix.shape[1])
+    layer.weight.data, layer.bias.data = matrix.data[:-1].T, matrix.data[-1]
+    return layer
+
+
+def test_recurrent_encoder_is_the_gru_s_last_state():
+    agent = make_agent("recurrent")
+    window = torch.randn(3, 5, 16, 4), torch.randn(3, 5, 16, 2)
+    code = agent.infer(window)
+    gru = next(module for module in agent.modules() if isinstance(module, torch.nn.GRU))
+    for i, j in ((0, 0), (2, 4)):
+        state = torch.nn.GRU.forward(gru, agent.normalise(window[0][i, j], window[1][i, j])[None])[1][0, 0]
+        torch.testing.assert_close(code[i, j], state)
+
+
+# --------------------------------------------------- data, windows ---------------------------------------------------
+
+
+def numbered_buffer(window, episodes=2, diverged=False):
+    """obs = (10 * episode + context, t), actions = t / 2: three contexts, ten steps."""
+    history = aib_envs.History(3, window, 10, 2, 1)
+    buffer = EpisodeBuffer(history, episodes * 10, "cpu")
+    for episode in range(3):  # with room for two, the third one takes the place of the first
+        history.begin()
+        for t in range(-window, 10):
+            obs = np.stack([10 * episode + np.arange(3), np.full(3, t)], 1)
+            gone = np.array([False, diverged and t >= 4, False])
+            history.add(obs, 0.5 * obs[:, 1:], obs[:, 1], obs + np.array([0, 1]), gone)
+        buffer.add(history)
+    return buffer, history
+
+
+@pytest.mark.parametrize("window", [0, 16])
+@pytest.mark.parametrize("each_context", [False, True])
+def test_samples_are_all_steps_of_the_kept_episodes_with_their_strictly_past_windows(window, each_context):
+    buffer, _ = numbered_buffer(window, diverged=True)
+    obs, actions, next_obs, (past_obs, past_actions) = buffer.sample(5000, each_context)
+    assert torch.equal(next_obs, obs + torch.tensor([0, 1])) and torch.equal(actions, 0.5 * obs[..., 1:])
+    if each_context:
+        assert obs.shape == (3, 5000, 2) and torch.equal(obs[..., 0] % 10, torch.arange(3.0)[:, None].expand(3, 5000))
+    drawn = {tuple(row) for row in obs.flatten(0, -2).int().tolist()}
+    assert drawn == {(10 * e + c, t) for e in (1, 2) for c in range(3) for t in range(4 if c == 1 else 10)}
+    assert past_obs.shape == (*obs.shape[:-1], window, 2)
+    if window:
+        expected = obs[..., None, :].expand_as(past_obs).clone()
+        expected[..., 1] += torch.arange(-window, 0)  # the last one is step t - 1
+        assert torch.equal(past_obs, expected) and torch.equal(past_actions, 0.5 * expected[..., 1:])
+
+
+def test_acting_sees_the_windows_of_training():
+    buffer, _ = numbered_buffer(16)
+    history = aib_envs.History(3, 16, 10, 2, 1)
+    for t in range(-16, 10):
+        if t >= 0:
+            window = history.window(np.arange(16)[None])[:2]
+            past = buffer.at(torch.arange(3) * 2, torch.full((3,), t))[3]  # episode 2 lies at place 0
+            for own, stored in zip(window, past, strict=True):
+                assert np.array_equal(own, stored.numpy())
+        obs = np.stack([20 + np.arange(3), np.full(3, t)], 1)
+        history.add(obs, 0.5 * obs[:, 1:], obs[:, 1], obs + np.array([0, 1]), np.zeros(3, bool))
+
+
+@pytest.mark.parametrize("model", ["hyper", "concat", "recurrent"])
+def test_the_code_depends_on_all_of_the_window_and_on_nothing_else(model):
+    agent = make_agent(model)
+    history = random_history(agent, n=1)
+    buffer = EpisodeBuffer(history, 30, "cpu")
+    buffer.add(history)
+    buffer.obs.requires_grad_(), buffer.actions.requires_grad_()
+    t = 3  # its window begins in the warm-up
+    agent.infer(buffer.at(torch.zeros(1).long(), torch.full((1,), t))[3]).sum().backward()
+    moved = lambda x: x.grad[0, 0].abs().sum(-1).nonzero().flatten().tolist()
+    assert moved(buffer.actions) == list(range(t, t + 16))  # transitions K + t - 16 ... K + t - 1
+    assert moved(buffer.obs) == [i for i in range(t, t + 17) if i != 16]  # 16 ends the warm-up: no step begins there
+
+
+def test_what_lies_before_the_warm_up_is_zero_after_normalisation():
+    agent, seen = make_agent("hyper", candidates=2), []
+    agent.history_encoder.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0]))
+    history = aib_envs.History(2, 16, 10, 4, 2)
+    obs = np.ones((2, 4), np.float32)
+    for t in range(-16, 1):
+        agent.act(obs, history)
+        unknown = seen[-1][:, : -t if t else 0]
+        assert (unknown == 0).all() and (seen[-1][:, -t:] != 0).all() and seen[-1].shape == (2, 16, 6)
+        history.add(obs, obs[:, :2], np.zeros(2), obs, np.zeros(2, bool))
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_loss_is_that_of_normalised_differences(model):
+    agent = make_agent(model, lr=0.0)
+    obs, actions, next_obs, window = filled_buffer(agent).sample(32, model == "expert")
+    mean, std = agent.mean, agent.std
+    x = torch.cat([(obs[..., :4] - mean[:4]) / std[:4], (actions - mean[4:6]) / std[4:6]], -1)
+    target = ((next_obs - obs)[..., :4] - mean[6:]) / std[6:]
+    if model == "hyper":
+        predicted = explicit(agent.hypernetwork, agent.infer(window), x)
+    else:
+        predicted = script.forward_model(agent.model, torch.cat([x, agent.infer(window)], -1))
+    loss = agent.update(obs, actions, next_obs, window)["dynamics"]
+    torch.testing.assert_close(loss, F.mse_loss(predicted, target), rtol=1e-4, atol=1e-6)
+
+
+def test_scales_are_those_of_the_data():
+    agent = make_agent("expert")
+    obs, actions, next_obs = (torch.randn(10_000, dim) * 3 + 1 for dim in (6, 2, 6))
+    agent.set_scales(obs, actions, next_obs)
+    x = agent.normalise(obs, actions)
+    assert x.shape == (10_000, 6)  # the context is not among them
+    torch.testing.assert_close(x.mean(0), torch.zeros(6), rtol=0, atol=1e-4)
+    torch.testing.assert_close(x.std(0), torch.ones(6), rtol=1e-4, atol=0)
+    deltas = (next_obs - obs)[:, :4]
+    torch.testing.assert_close(agent.mean[6:], deltas.mean(0), rtol=1e-3, atol=1e-4)
+    agent.set_scales(torch.ones(9, 6), actions[:9], torch.ones(9, 6))
+    assert agent.normalise(torch.ones(9, 6), actions[:9]).isfinite().all()  # what never changes
+
+
+# ------------------------------------------------------ experts ------------------------------------------------------
+
+
+@pytest.mark.parametrize("env_id", ["DI", "ODE", "Cartpole"])
+def test_the_expert_of_the_nearest_training_context_is_asked(env_id):
+    task, agent = aib_envs.get_task(env_id), make_agent("expert", env_id)
+    train = aib_envs.context_set(env_id, "train")
+    envs = script.make_envs(agent.args, aib_envs.eval_contexts(env_id))
+    obs = torch.from_numpy(envs.reset(seed=0)[0])
+    matrices, _ = agent.models(obs, torch.zeros(60, 0))
+    for i, context in enumerate(aib_envs.eval_contexts(env_id)):
+        distances = []
+        for other in train:
+            d = [(context[x.key] - other[x.key]) / np.ptp(x.values or x.outer) for x in task.dimensions]
+            distances.append(math.hypot(*d))
+        nearest = int(np.argmin(distances))
+        assert i >= 20 or (nearest == i and distances[i] == 0)
+        for matrix, stack in zip(matrices, agent.model, strict=True):
+            assert torch.equal(matrix[i], stack[nearest])
+        if "inversion" in context:
+            assert train[nearest]["inversion"] == context["inversion"]
+
+
+def test_an_expert_learns_from_its_own_context_only():
+    results = []
+    for change in (0.0, 5.0):
+        torch.manual_seed(0)
+        agent = make_agent("expert")
+        buffer = filled_buffer(agent)
+        buffer.obs[7, :, :, :4] += change * torch.randn(buffer.obs[7, :, :, :4].shape)
+        torch.manual_seed(1)
+        for _ in range(3):
+            agent.update(*buffer.sample(16, each_context=True))
+        results.append([p.detach().clone() for p in agent.model])
+    for a, b in zip(*results, strict=True):
+        differs = (a != b).flatten(1).any(1)
+        assert differs.nonzero().flatten().tolist() == [7]
+
+
+# ------------------------------------------------ rewards of the planner ---------------------------------------------
+
+
+def disturb(env, rng):
+    """Brings the environment to a random state in which rewards are not all the same."""
+    env = env.unwrapped
+    if isinstance(env, aib_envs.DoubleIntegrator):
+        env.state = rng.uniform(-0.15, 0.15, 4)
+    elif isinstance(env, aib_envs.ComplexODE):
+        env.state = rng.choice([-1, 1], 1) * np.exp(rng.uniform(-4, 1, 1))
+    elif env.env_id == "Cartpole":
+        env.data.qpos[:], env.data.qvel[:] = rng.uniform(-1.5, 1.5, 2), rng.uniform(-8, 8, 2)
+    else:
+        env.model.geom("target").pos[:2] = env.data.geom("finger").xpos[:2] + rng.uniform(-0.06, 0.06, 2)
+
+
+@pytest.mark.parametrize(
+    "env_id", ["DI", "DI-Friction", "DI-Perm", "ODE", "ODE-5", "Cartpole", "Reacher-E", "Reacher-H", "Reacher-H-Perm"]
+)
+def test_rewards_are_the_environments(env_id):
+    rng, rows = np.random.default_rng(0), []
+    contexts = [aib_envs.context_set(env_id, split)[i] for split in ("train", "eval-out") for i in (0, 19)]
+    envs = [aib_envs.gym.make(f"AIB/{env_id}-v0", context=context) for context in contexts]
+    for step in range(1000):
+        env = envs[step // 250]
+        if step % 5 == 0:
+            obs, _ = env.reset(seed=step)
+            disturb(env, rng)
+        action = rng.uniform(-1, 1, env.action_space.shape).astype(np.float32)
+        next_obs, reward, *_ = env.step(action)
+        rows.append((obs, action, next_obs, reward))
+        obs = next_obs
+    obs, actions, next_obs, rewards = (torch.tensor(np.array(column)) for column in zip(*rows, strict=True))
+    found = script.REWARDS[env_id](obs.view(10, 100, -1), actions.view(10, 100, -1), next_obs.view(10, 100, -1))
+    assert found.shape == (10, 100)
+    torch.testing.assert_close(found.flatten().double(), rewards, rtol=1e-5, atol=1e-5)
+    assert len(rewards.unique()) >= (900 if env_id == "Cartpole" else 6 if "ODE" in env_id else 2)
+    assert 0.05 < rewards.mean() < 0.95
+
+
+def test_every_reward_belongs_to_a_task():
+    assert script.REWARDS.keys() <= aib_envs.TASKS.keys() and len(script.REWARDS) == 3 + 21 + 1 + 3
+
+
+# ------------------------------------------------------- planner -----------------------------------------------------
+
+
+class TrueDynamics(Agent):
+    """Knows the double integrators' true dynamics in `known` contexts, in place of a model."""
+
+    def predict(self, obs, actions, code, model):
+        shape = (-1, *[1] * (obs.ndim - 1))
+        mass, sign = (torch.tensor([float(c[key]) for c in self.known]).view(shape) for key in ("mass", "inversion"))
+        velocity = obs[..., 2:] + 0.1 * sign * actions / mass
+        return torch.cat([obs[..., :2] + 0.1 * obs[..., 2:], velocity], -1).clamp(-1, 1) - obs
+
+
+@pytest.mark.parametrize("planner", ["shooting", "cem"])
+def test_mpc_with_the_true_dynamics_reaches_the_goal(planner):
+    contexts = [{"mass": m, "inversion": i} for m in (0.5, 1.0, 1.5) for i in (-1, 1)]
+    agent = TrueDynamics(4, 2, Args(planner=planner, model="global"))
+    returns = np.zeros(len(contexts))
+    for i, context in enumerate(contexts):
+        agent.known = [context]
+        returns[i] = aib_envs.evaluate(aib_envs.make_vec("DI", [context]), agent.act, agent.window_size, 1).item()
+    assert (returns > 45).all() and returns.mean() > 65, returns
+
+
+def test_prediction_errors_of_the_true_dynamics_are_zero_and_grow_with_the_horizon_otherwise():
+    envs = aib_envs.make_vec("DI", aib_envs.eval_contexts("DI"))
+    episodes = script.random_episodes(envs, "cpu")
+    agent = TrueDynamics(4, 2, Args(model="global"))
+    agent.known = aib_envs.eval_contexts("DI")
+    agent.set_scales(*episodes.sample(10_000)[:3])
+    errors = agent.prediction_errors(episodes)
+    assert list(errors) == ["one_step", "twenty_step"] and list(errors["one_step"]) == list(aib_envs.SPLITS)
+    assert max(x for e in errors.values() for x in e.values()) < 1e-9
+    agent.known = [c | {"inversion": -c["inversion"] if i >= 40 else c["inversion"]} for i, c in enumerate(agent.known)]
+    errors = agent.prediction_errors(episodes)
+    for e in errors.values():
+        assert e["train"] < 1e-9 and e["eval-in"] < 1e-9 and e["eval-out"] > 0.1
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_prediction_errors_against_explicit_loops(model):
+    agent = make_agent(model)
+    envs = script.make_envs(agent.args, aib_envs.eval_contexts("DI"))
+    episodes = script.random_episodes(envs, "cpu")
+    agent.set_scales(*episodes.sample(10_000)[:3])
+    episodes.lengths[5] = 60  # this one has diverged
+    errors, expected = agent.prediction_errors(episodes, starts=4), {"one_step": [], "twenty_step": []}
+    for row in range(20):  # of the training contexts
+        for t in np.linspace(0, 80, 4).astype(int):
+            if t + 20 > episodes.lengths[row]:
+                continue
+            obs, _, _, window = episodes.at(torch.tensor([row]), torch.tensor([t]))
+            code = agent.infer(window)
+            (networks, code), state = agent.models(obs, code), obs[:, None, :4]
+            for step in range(20):
+                action, truth = episodes.actions[row, 0, 16 + t + step], episodes.obs[row, 0, 17 + t + step + 1, :4]
+                state = state + agent.predict(state, action[None, None], code[:, None], networks)
+                if step in (0, 19):
+                    name, scale = ("twenty_step", agent.std[:4]) if step else ("one_step", agent.std[6:])
+                    expected[name].append((((state - truth) / scale) ** 2).mean().item())
+    assert len(expected["one_step"]) < 20 * 4
+    for name in errors:
+        assert errors[name]["train"] == pytest.approx(np.mean(expected[name]), rel=1e-3)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_rollouts_of_plans_against_explicit_loops(model, monkeypatch):
+    monkeypatch.setitem(script.REWARDS, "DI", lambda obs, action, next_obs: next_obs[..., 0] + 10 * action[..., 1])
+    agent = make_agent(model, horizon=7, action_hold=3, candidates=4)
+    history = random_history(agent, n=3)
+    obs = torch.from_numpy(history.obs[:, -1])
+    window = [torch.from_numpy(x) for x in history.window(np.arange(agent.window_size)[None])[:2]]
+    with torch.no_grad():
+        code, plans = agent.infer(window), torch.rand(3, 4, 3, 2)
+        networks, own = agent.models(obs, code)
+        found = agent.rollout(obs, own, networks, plans)
+        for i in range(3):
+            networks, own = agent.models(obs[i : i + 1], code[i : i + 1])
+            for j in range(4):
+                state, expected = obs[i : i + 1, None, :4], 0.0
+                for step in range(7):
+                    action = plans[i : i + 1, j : j + 1, step // 3]
+                    state = state + agent.predict(state, action, own[:, None], networks)
+                    expected += (state[0, 0, 0] + 10 * action[0, 0, 1]).item()
+                assert found[i, j].item() == pytest.approx(expected, rel=1e-3)
+
+
+@pytest.mark.parametrize("planner", ["shooting", "cem"])
+def test_the_plan_with_the_greatest_return_is_followed(planner, monkeypatch):
+    agent = make_agent("global", planner=planner, candidates=200, horizon=6, action_hold=2)
+    goal, seen = torch.tensor([[0.3, -0.8], [-0.6, 0.1]]), []
+
+    def rollout(self, obs, code, model, plans):  # each environment has its own best action
+        assert plans.shape == (2, 200, 3, 2) and plans.abs().max() <= 1
+        seen.append(plans)
+        returns = -(plans - goal[:, None, None]).square().sum((2, 3))
+        returns[:, 0] = returns[:, 0].nan_to_num()
+        return returns
+
+    monkeypatch.setattr(Agent, "rollout", rollout)
+    action = agent.plan(torch.zeros(2, 4), torch.zeros(2, 0), None)
+    everything = torch.cat(seen, 1)
+    best = (everything - goal[:, None, None]).square().sum((2, 3)).argmin(1)
+    assert torch.equal(action, everything[torch.arange(2), best, 0])
+    assert len(seen) == (5 if planner == "cem" else 1)
+    for before, after in itertools.pairwise(seen):  # no iteration loses the best plan
+        best = (before - goal[:, None, None]).square().sum((2, 3)).argmin(1)
+        assert torch.equal(after[:, 0], before[torch.arange(2), best])
+    assert ((action - goal).norm(dim=1) < (0.05 if planner == "cem" else 1.0)).all()
+
+
+def test_predictions_that_are_not_finite_are_not_chosen(monkeypatch):
+    monkeypatch.setitem(script.REWARDS, "DI", lambda obs, action, next_obs: next_obs[..., 0])
+    agent = make_agent("global", horizon=2)
+    plans = torch.zeros(1, 3, 1, 2)
+    values = torch.tensor([[[float("nan")], [1.0], [0.5]]])
+    monkeypatch.setattr(agent, "predict", lambda obs, actions, code, model: values.expand(1, 3, 4))
+    returns = agent.rollout(torch.zeros(1, 4), torch.zeros(1, 0), None, plans)
+    assert returns.argmax().item() == 1 and returns.isfinite().all()
+
+
+@pytest.mark.parametrize("flags", [{}, {"planner": "cem"}, {"predict_only": True}])
+def test_evaluation_is_deterministic_and_does_not_disturb_training(flags):
+    agent = make_agent("hyper", candidates=20, **flags)
+    history = random_history(agent, n=3)
+    history.t = 7
+    obs, state = history.obs[:, 30], torch.get_rng_state()
+    first = agent.act(obs, history)
+    assert first.shape == (3, 2) and first.dtype == np.float32 and abs(first).max() <= 1
+    assert np.array_equal(first, agent.act(obs, history)) and torch.equal(state, torch.get_rng_state())
+    trained = agent.act(obs, history, training=True)
+    assert not np.array_equal(trained, agent.act(obs, history, training=True))
+    history.t = 8
+    assert not np.array_equal(first, agent.act(obs, history))  # other random numbers at another step
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_each_environment_gets_its_own_plan(model):  # they are planned for a few at a time
+    agent, seen = make_agent(model, candidates=20), []
+    history = random_history(agent, n=12)
+    plan = agent.plan
+    agent.plan = lambda obs, code, generator: seen.append((obs, code)) or obs[:, :2]
+    actions = agent.act(history.obs[:, 30], history)
+    assert np.array_equal(actions, history.obs[:, 30, :2])
+    codes = agent.infer([torch.from_numpy(x) for x in history.window(np.arange(agent.window_size)[None])[:2]])
+    torch.testing.assert_close(torch.cat([code for _, code in seen]), codes)
+    agent.plan = plan
+    first = agent.act(history.obs[:, 30], history)
+    other = history.obs[:, 30].copy()
+    other[7, :4] += 1.0
+    changed = (first != agent.act(other, history)).any(1)
+    assert not changed[[i for i in range(12) if i != 7]].any()
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_learning_lowers_prediction_errors(model):
+    agent = make_agent(model)
+    envs = script.make_envs(agent.args, aib_envs.eval_contexts("DI"))
+    episodes = script.random_episodes(envs, "cpu")
+    if model == "expert":  # one for each training context
+        for name in ("obs", "actions", "lengths"):
+            setattr(episodes, name, getattr(episodes, name)[:20])
+    agent.set_scales(*episodes.sample(10_000)[:3])
+    before = {name: p.detach().clone() for name, p in agent.named_parameters()}
+    losses = [agent.update(*episodes.sample(128, model == "expert"))["dynamics"].item() for _ in range(150)]
+    assert np.mean(losses[-20:]) < {"hyper": 0.5, "expert": 0.4}.get(model, 0.75) * np.mean(losses[:5])
+    assert all(not torch.equal(p, before[name]) for name, p in agent.named_parameters())  # all of it learns
+
+
+# ------------------------------------------------------ whole runs ---------------------------------------------------
+
+SHORT = ["--env-id", "DI", "--total-timesteps", "300", "--learning-starts", "100", "--eval-every", "100"]
+SHORT += ["--eval-rollouts", "1", "--candidates", "4", "--horizon", "2", "--action-hold", "1", "--code-dim", "2"]
+SHORT += ["--updates-per-round", "10", "--buffer-size", "300"]
+
+
+def start(*flags, cwd):
+    command = [sys.executable, str(ROOT / "hyperdynamics.py"), *map(str, flags)]
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, cwd=cwd, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def run(*flags, cwd, code=0):
+    """What the script prints to stdout, and to stderr; it must end with `code`."""
+    process = start(*flags, cwd=cwd)
+    out, err = process.communicate(timeout=600)
+    assert process.returncode == code and "Traceback" not in err and "Warning" not in err, err
+    return out, err
+
+
+def only_run(cwd):
+    (directory,) = (cwd / "runs").iterdir()
+    return directory
+
+
+def metrics_of(directory):
+    return [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+
+
+def outcome(directory):
+    """What a run has learned, without what depends on time."""
+    metrics = [{k: v for k, v in m.items() if k != "seconds"} for m in metrics_of(directory)]
+    return metrics, json.loads((directory / "results.json").read_text())["returns"]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """The directory of a finished run with its checkpoint. Not to be changed."""
+    cwd = tmp_path_factory.mktemp("finished")
+    out, _ = run(*SHORT, "--keep-checkpoint", cwd=cwd)
+    assert "step 100: AER train " in out
+    return only_run(cwd)
+
+
+@pytest.fixture
+def in_process(tmp_path, monkeypatch):
+    """A function that runs the script with flags in this process, and gives the directory of the run."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    lock, files = aib_tools.lock, []
+    monkeypatch.setattr(aib_tools, "lock", lambda *args, **options: files.append(lock(*args, **options)) or files[-1])
+
+    def main(*flags):
+        monkeypatch.setattr(sys, "argv", ["hyperdynamics.py", *map(str, flags)])
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(script, "STOP", [])
+        args = aib_tools.parse_args(Args, "")
+        try:
+            script.evaluate_only(args) if args.eval_only else script.train(args)
+        finally:
+            for file in files:
+                file.close()
+        return None if args.eval_only else only_run(tmp_path)
+
+    yield main
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.parametrize(
+    ("env_id", "flags", "method"),
+    [
+        ("DI", "", "HyperDynamics"),
+        ("DI-Perm", "--planner cem --code-dim 1", "HyperDynamics-cem"),
+        ("ODE", "--model global", "HyperDynamics-global"),
+        ("DI-Friction", "--model concat", "HyperDynamics-concat"),
+        ("DI", "--model recurrent", "HyperDynamics-recurrent"),
+        ("ODE-3", "--model expert", "HyperDynamics-expert"),
+        ("Cheetah", "--predict-only --total-timesteps 2", "HyperDynamics-random"),
+        ("DI", "--predict-only --model concat", "HyperDynamics-concat-random"),
+    ],
+)
+def test_script_trains_and_evaluates(env_id, flags, method, in_process):
+    steps = aib_envs.get_task(env_id).steps
+    short = ["--total-timesteps", 20, "--learning-starts", steps, "--eval-every", 10, "--eval-rollouts", 1]
+    short += ["--candidates", 4, "--horizon", 3, "--action-hold", 2, "--updates-per-round", 5, "--batch-size", 16]
+    directory = in_process("--env-id", env_id, *short, *flags.split())
+    metrics, predict_only = metrics_of(directory), "--predict-only" in flags
+    assert [m["global_step"] for m in metrics] == ([0, 2] if env_id == "Cheetah" else [0, 10, 20])
+    warm_up = 0 if "global" in flags or "expert" in flags else 16
+    assert metrics[0]["env_steps"] == 20 * (steps + 2 * warm_up)
+    assert metrics[-1]["env_steps"] == metrics[0]["env_steps"] + 20 * metrics[-1]["global_step"]
+    for m in metrics:
+        assert list(m["aer"]) == list(aib_envs.SPLITS) and all(len(r) == 20 for r in m["returns"].values())
+        assert m["losses"]["dynamics"] > 0 and m["seconds"].keys() == {"act", "env", "sample", "update", "eval", "save"}
+        for name in ("one_step", "twenty_step"):
+            assert all(0 < m["prediction"][name][split] < 1e6 for split in aib_envs.SPLITS)
+    config = json.loads((directory / "config.json").read_text())
+    results = json.loads((directory / "results.json").read_text())
+    assert results["method"] == config["method"] == directory.name.split("__")[1] == method
+    assert config["args"]["predict_only"] == predict_only
+    for split, aer in metrics[-1]["aer"].items():
+        assert np.mean(results["returns"][split]) == pytest.approx(aer) and len(results["contexts"][split]) == 20
+    assert sorted(p.name for p in directory.iterdir()) == ["agent.pt", "config.json", "metrics.jsonl", "results.json"]
+
+
+def test_stopped_or_killed_and_resumed_it_is_the_same_run(finished, tmp_path):
+    def wait_for_lines(count, process):
+        while sum(path.read_text().count("\n") for path in tmp_path.glob("runs/*/metrics.jsonl")) < count:
+            assert process.poll() is None, process.stderr.read()
+            time.sleep(0.01)
+
+    process = start(*SHORT, cwd=tmp_path)
+    wait_for_lines(1, process)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=300)
+    assert process.returncode == 128 + signal.SIGTERM and "Traceback" not in err
+    last = err.splitlines()[-1].strip()
+    assert re.fullmatch(r"hyperdynamics.py: at step 100; go on with: python \S+hyperdynamics.py --resume \S+", last)
+    assert len(metrics_of(only_run(tmp_path))) == 1
+
+    process = start(*last.split()[-2:], cwd=tmp_path)
+    wait_for_lines(2, process)
+    process.kill()  # in the second episode of MPC
+    process.communicate()
+    assert (only_run(tmp_path) / "checkpoint.pt").exists() and not (only_run(tmp_path) / "results.json").exists()
+    with open(only_run(tmp_path) / "metrics.jsonl", "a") as file:
+        file.write('{"global_step": 3')  # as if it had been killed in the middle of a line
+    run("--resume", only_run(tmp_path), cwd=tmp_path)
+    assert outcome(only_run(tmp_path)) == outcome(finished)
+
+
+def test_another_seed_gives_another_run(finished, in_process):
+    directory = in_process(*SHORT, "--seed", 2, "--total-timesteps", 1)
+    first, other = metrics_of(finished)[0], metrics_of(directory)[0]
+    assert first["global_step"] == other["global_step"] == 0 and first["prediction"] != other["prediction"]
+
+
+def test_eval_only_repeats_the_last_evaluation(finished, in_process, capsys):
+    in_process("--eval-only", finished)
+    aer = {split: np.mean(r) for split, r in outcome(finished)[1].items()}
+    assert capsys.readouterr().out.strip() == "AER " + ", ".join(f"{split} {x:.1f}" for split, x in aer.items())
+    in_process("--eval-only", finished, "--context", "mass=1.3", "inversion=-1")
+    assert re.fullmatch(r"\{'mass': 1.3, 'inversion': -1\}: return .*\n", capsys.readouterr().out)
+
+
+def test_what_is_not_finite_stops_the_run(finished, tmp_path, in_process, capsys):
+    directory = tmp_path / "runs" / finished.name
+    for value, message in ((1e30, "step 400: the loss dynamics is"), (float("nan"), "step 300: the weight hypernet")):
+        directory.mkdir(parents=True, exist_ok=True)
+        for path in finished.iterdir():
+            (directory / path.name).write_bytes(path.read_bytes())
+        state = torch.load(directory / "checkpoint.pt", weights_only=True)
+        state["agent"]["hypernetwork.heads.2"][0, 0] = value
+        torch.save(state, directory / "checkpoint.pt")
+        with pytest.raises(SystemExit) as stop:
+            in_process("--resume", directory, "--total-timesteps", 400)
+        assert stop.value.code == 3 and message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--env-id", "Cheetah"], "the planner knows no reward of Cheetah: --predict-only, or DI, DI-Friction"),
+        (["--env-id", "Cheeta"], "unknown task 'Cheeta' (did you mean Cheetah?)"),
+        (["--candidates", "0"], "--candidates must be from 1"),
+        (["--horizon", "0"], "--horizon must be from 1"),
+        (["--action-hold", "0"], "--action-hold must be from 1"),
+        (["--code-dim", "0"], "--code-dim must be from 1"),
+        (["--updates-per-round", "0"], "--updates-per-round must be from 1"),
+        (["--lr", "nan"], "--lr must be from 0 to 1"),
+        (["--learning-starts", "50"], "--learning-starts must be from 100"),
+        (["--resume", "nowhere"], "cannot use nowhere/config.json: FileNotFoundError"),
+        (["--context", "mass=1"], "--context needs --eval-only"),
+    ],
+)
+def test_bad_input_gets_one_clear_line(flags, message, in_process, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        in_process(*flags)
+    out, err = capsys.readouterr()
+    assert stop.value.code == 2 and message in err and len(err.splitlines()) == 1 and not out
+    assert err.startswith("hyperdynamics.py: ") and not list(tmp_path.iterdir())
+
+
+def test_an_unknown_model_gets_one_clear_line(tmp_path):
+    out, err = run("--model", "large", cwd=tmp_path, code=2)
+    assert "invalid choice 'large' for argument '--model'. Expected one of ('hyper', 'global'," in err
+    assert len(err.splitlines()) == 1 and not out and not list(tmp_path.iterdir())
+
+
+def test_a_run_keeps_its_flags(finished, in_process, capsys):
+    with pytest.raises(SystemExit):
+        in_process("--resume", finished, "--model", "global")
+    assert f"{finished} has --model hyper; what can change is" in capsys.readouterr().err
