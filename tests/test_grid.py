@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -60,8 +61,8 @@ def test_the_default_is_the_papers_grid(tmp_path):
 
 def test_every_methods_flags_make_that_method(tmp_path):
     text = (ROOT / "runs.sh").read_text()
-    methods = [line.split(")")[0].strip() for line in text.splitlines() if ") echo d" in line]
-    assert len(methods) == 15
+    methods = re.findall(r"^ *([A-Z][A-Za-z-]*)\) echo \w+\.py", text, re.MULTILINE)
+    assert len(methods) == 25
     for method in methods:
         line = next(line for line in text.splitlines() if line.strip().startswith(f"{method}) echo "))
         script, *flags = line.split(" echo ")[1].removesuffix(";;").split()
