@@ -175,6 +175,17 @@ def adaptation_table(agents):
     return rows
 
 
+def relatives_table(runs, script):
+    """A row for each task and method of hyperzero.py or hyperdynamics.py, with what belongs to it alone."""
+    rows, own = [], [run for run in runs if run.script == script]
+    for task in tasks_of(own):
+        extra = {row["method"]: row for row in report.prediction_table(own, task) + report.experts_table(own, task)}
+        for row in report.task_table(own, task, published()):
+            more = {key: value for key, value in extra[row["method"]].items() if key not in row}
+            rows.append({"task": task} | {k: v for k, v in row.items() if not k.startswith(("paper", "all"))} | more)
+    return rows
+
+
 def speed_table():
     """Of bench.py's results: a row for each method."""
     measured, rows = json.loads((RESULTS / "speed.json").read_text()), []
@@ -194,9 +205,12 @@ def speed_table():
 # -------------------------------------------------- Figures and the page ----------------------------------------------
 
 
-def figures(runs, agents):
+def figures(runs, agents, relatives):
     """{name: (what it shows, matplotlib figure)}."""
     drawn = {}
+    for task in tasks_of(relatives):
+        figure = report.context_figure(relatives, task, report.zero_returns(task, RESULTS))
+        drawn[f"{task}_relatives"] = f"Return in each context of {task}: HyperZero, HyperDynamics and variants", figure
     for task in tasks_of(runs):
         drawn[f"{task}_curves"] = f"Learning curves on {task}", report.learning_curves(runs, task)
     for task, found in agents.items():
@@ -210,7 +224,7 @@ def figures(runs, agents):
     return drawn
 
 
-def parts(runs, agents, drawn):
+def parts(runs, agents, relatives, drawn):
     """{name of a marked part of README.md: its content}; `drawn`: {name of a figure: what it shows}."""
     pictures = lambda end: "\n".join(
         f"![{text}](results/figures/{name}.png)\n" for name, text in drawn.items() if name.endswith(end)
@@ -226,6 +240,9 @@ def parts(runs, agents, drawn):
         "inversions": pictures("_adaptation"),
         "cost": report.markdown(cost_table(runs)),
         "benchmark": report.markdown(benchmark_table()),
+        "hyperzero": report.markdown(relatives_table(relatives, "hyperzero.py")),
+        "hyperdynamics": report.markdown(relatives_table(relatives, "hyperdynamics.py")),
+        "relatives": pictures("_relatives"),
         "speed": report.markdown(speed_table()),
     }
 
@@ -263,20 +280,23 @@ def roll_out(directory):
 
 def read_results():
     runs, problems = report.read_runs([RESULTS / "runs"])
-    runs = report.of_one_length(runs, problems)
-    return runs, json.loads((RESULTS / "agents.json").read_text()), problems
+    relatives, more = report.read_runs([RESULTS / "relatives"])
+    agents = json.loads((RESULTS / "agents.json").read_text())
+    return report.of_one_length(runs, problems), agents, relatives, problems + more
 
 
 def main(args):
     if args.agents:
         (RESULTS / "agents.json").write_text(json.dumps(roll_out(args.agents)) + "\n")
-    runs, agents, problems = read_results()
-    drawn = figures(runs, agents)
+    runs, agents, relatives, problems = read_results()
+    drawn = figures(runs, agents, relatives)
     (RESULTS / "figures").mkdir(exist_ok=True)
     for name, (_, figure) in drawn.items():
         figure.savefig(RESULTS / "figures" / f"{name}.png", dpi=100)
         plt.close(figure)
-    README.write_text(fill(README.read_text(), parts(runs, agents, {name: text for name, (text, _) in drawn.items()})))
+    README.write_text(
+        fill(README.read_text(), parts(runs, agents, relatives, {name: text for name, (text, _) in drawn.items()}))
+    )
     for problem in problems:
         print(problem, file=sys.stderr)
     print(f"{len(runs)} runs: README.md, results/figures")

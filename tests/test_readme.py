@@ -17,21 +17,22 @@ PAGE = (ROOT / "README.md").read_text()
 
 
 def test_every_table_is_made_from_results_and_every_figure_is_there():
-    runs, agents, problems = readme.read_results()
-    drawn = {name: text for name, (text, _) in readme.figures(runs, agents).items()}
+    runs, agents, relatives, problems = readme.read_results()
+    drawn = {name: text for name, (text, _) in readme.figures(runs, agents, relatives).items()}
     plt.close("all")
-    assert readme.fill(PAGE, readme.parts(runs, agents, drawn)) == PAGE and not problems
+    assert readme.fill(PAGE, readme.parts(runs, agents, relatives, drawn)) == PAGE and not problems
     shown = re.findall(r"!\[.+\]\(results/figures/(.+?)\.png\)", PAGE)
     assert set(shown) == set(drawn) == {path.stem for path in (ROOT / "results" / "figures").iterdir()}
 
 
 def test_results_say_what_made_them_and_are_small():
-    runs, agents, _ = readme.read_results()
+    runs, agents, relatives, _ = readme.read_results()
     assert len({(config_of(run)["commit"], run.steps) for run in runs}) == 1
     assert re.fullmatch(r"[0-9a-f]{40}", config_of(runs[0])["commit"])
     assert {agent["run"] for found in agents.values() for agent in found["adaptation"]} == {
         run.directory.name for run in runs if report.mode_of(run.task)
     }
+    assert all(re.fullmatch(r"[0-9a-f]{40}", config_of(run)["commit"]) for run in relatives)
     files = [path for path in (ROOT / "results").rglob("*") if path.is_file()]
     assert max(path.stat().st_size for path in files) < 2**20 and sum(path.stat().st_size for path in files) < 2**22
 
@@ -153,3 +154,24 @@ def test_numbers_of_the_speed_section():
     assert f"{100 * (speed['DMAstar-SH'] / speed['DA'] - 1):.0f} % faster than DA" in " ".join(prose.split())
     assert f"at {100 * one['update']['DMAstar-SH']['share_of_matrix_rate']:.0f} % of the" in " ".join(prose.split())
     assert f"{two['training']['DMAstar-SH']['updates_per_second']:.0f} updates/s" in " ".join(prose.split())
+
+
+def test_relatives():
+    zero, dynamics = made("DI", "HyperZero", 1, 50.0), made("DI", "HyperDynamics", 1, 70.0)
+    zero.script, dynamics.script = "hyperzero.py", "hyperdynamics.py"
+    zero.metrics[0]["experts"] = [60.0] * 20
+    error = dict.fromkeys(aib_envs.SPLITS, 0.125)
+    dynamics.metrics[0]["prediction"] = {"one_step": error, "twenty_step": error}
+    (row,) = readme.relatives_table([zero, dynamics], "hyperzero.py")
+    assert row == {
+        "task": "DI",
+        "method": "HyperZero",
+        "seeds": 1,
+        "steps": 1000,
+        "train": "50.0",
+        "eval-in": "50.0",
+        "eval-out": "40.0",
+        "its experts, train": "60.0",
+    }
+    (row,) = readme.relatives_table([zero, dynamics], "hyperdynamics.py")
+    assert row["method"] == "HyperDynamics" and row["twenty step, eval-out"] == "0.12" and "its experts" not in row
