@@ -229,21 +229,22 @@ def parts(runs, agents, relatives, drawn):
     pictures = lambda end: "\n".join(
         f"![{text}](results/figures/{name}.png)\n" for name, text in drawn.items() if name.endswith(end)
     )
+    table = lambda rows: report.markdown(rows) if rows else "No results yet.\n"
     return {
         "paths": pictures("_paths"),
-        "results": report.markdown(results_table(runs)),
+        "results": table(results_table(runs)),
         "modes": one_mode(runs),
         "curves": pictures("_curves"),
-        "paper": report.markdown(paper_table(runs)),
-        "claims": report.markdown(claims_table(runs)),
-        "adaptation": report.markdown(adaptation_table(agents)),
+        "paper": table(paper_table(runs)),
+        "claims": table(claims_table(runs)),
+        "adaptation": table(adaptation_table(agents)),
         "inversions": pictures("_adaptation"),
-        "cost": report.markdown(cost_table(runs)),
-        "benchmark": report.markdown(benchmark_table()),
-        "hyperzero": report.markdown(relatives_table(relatives, "hyperzero.py")),
-        "hyperdynamics": report.markdown(relatives_table(relatives, "hyperdynamics.py")),
+        "cost": table(cost_table(runs)),
+        "benchmark": table(benchmark_table()),
+        "hyperzero": table(relatives_table(relatives, "hyperzero.py")),
+        "hyperdynamics": table(relatives_table(relatives, "hyperdynamics.py")),
         "relatives": pictures("_relatives"),
-        "speed": report.markdown(speed_table()),
+        "speed": table(speed_table()),
     }
 
 
