@@ -36,6 +36,7 @@ CLAIMS = [
     ("DR fails: below 0.6 of DMA*-SH", OURS, 1 / 0.6, "DR", ["non-overlapping"]),
     ("DR does not fail: above 0.8 of DMA*-SH", "DR", 0.8, OURS, ["overlapping"]),
 ]
+RELATIVES = {"hyperzero": "HyperZero", "hyperdynamics": "HyperDynamics"}
 SPLITS = {"all sets": "aggregated", "eval-out": "eval_out"}  # and their names in paper_results.json
 
 
@@ -175,9 +176,9 @@ def adaptation_table(agents):
     return rows
 
 
-def relatives_table(runs, script):
+def relatives_table(runs, name):
     """A row for each task and method of hyperzero.py or hyperdynamics.py, with what belongs to it alone."""
-    rows, own = [], [run for run in runs if run.script == script]
+    rows, own = [], [run for run in runs if run.script == f"{name}.py"]
     for task in tasks_of(own):
         extra = {row["method"]: row for row in report.prediction_table(own, task) + report.experts_table(own, task)}
         for row in report.task_table(own, task, published()):
@@ -208,9 +209,11 @@ def speed_table():
 def figures(runs, agents, relatives):
     """{name: (what it shows, matplotlib figure)}."""
     drawn = {}
-    for task in tasks_of(relatives):
-        figure = report.context_figure(relatives, task, report.zero_returns(task, RESULTS))
-        drawn[f"{task}_relatives"] = f"Return in each context of {task}: HyperZero, HyperDynamics and variants", figure
+    for name, title in RELATIVES.items():
+        own = [run for run in relatives if run.script == f"{name}.py"]
+        for task in tasks_of(own):
+            figure = report.context_figure(own, task, report.zero_returns(task, RESULTS))
+            drawn[f"{task}_{name}"] = f"Return in each context of {task}: {title} and variants", figure
     for task in tasks_of(runs):
         drawn[f"{task}_curves"] = f"Learning curves on {task}", report.learning_curves(runs, task)
     for task, found in agents.items():
@@ -241,9 +244,7 @@ def parts(runs, agents, relatives, drawn):
         "inversions": pictures("_adaptation"),
         "cost": table(cost_table(runs)),
         "benchmark": table(benchmark_table()),
-        "hyperzero": table(relatives_table(relatives, "hyperzero.py")),
-        "hyperdynamics": table(relatives_table(relatives, "hyperdynamics.py")),
-        "relatives": pictures("_relatives"),
+        **{name: table(relatives_table(relatives, name)) + "\n" + pictures(f"_{name}") for name in RELATIVES},
         "speed": table(speed_table()),
     }
 

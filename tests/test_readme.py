@@ -162,7 +162,7 @@ def test_relatives():
     zero.metrics[0]["experts"] = [60.0] * 20
     error = dict.fromkeys(aib_envs.SPLITS, 0.125)
     dynamics.metrics[0]["prediction"] = {"one_step": error, "twenty_step": error}
-    (row,) = readme.relatives_table([zero, dynamics], "hyperzero.py")
+    (row,) = readme.relatives_table([zero, dynamics], "hyperzero")
     assert row == {
         "task": "DI",
         "method": "HyperZero",
@@ -173,5 +173,5 @@ def test_relatives():
         "eval-out": "40.0",
         "its experts, train": "60.0",
     }
-    (row,) = readme.relatives_table([zero, dynamics], "hyperdynamics.py")
+    (row,) = readme.relatives_table([zero, dynamics], "hyperdynamics")
     assert row["method"] == "HyperDynamics" and row["twenty step, eval-out"] == "0.12" and "its experts" not in row
