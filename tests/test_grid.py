@@ -59,6 +59,12 @@ def test_the_default_is_the_papers_grid(tmp_path):
     assert "dma_sac.py --env-id Walker --seed 1 --kl-beta 0.4" in line
 
 
+def test_jobs_are_the_cores_whatever_threads_a_user_has_set(tmp_path):  # nproc obeys OMP_NUM_THREADS
+    env = {k: v for k, v in os.environ.items() if k != "JOBS"} | {"OMP_NUM_THREADS": "1", "RUNNER": "cloud"}
+    process = subprocess.run(["bash", "-x", ROOT / "runs.sh"], env=env, cwd=tmp_path, capture_output=True, text=True)
+    assert f"+ JOBS={len(os.sched_getaffinity(0))}" in process.stderr.splitlines()
+
+
 def test_every_methods_flags_make_that_method(tmp_path):
     text = (ROOT / "runs.sh").read_text()
     methods = re.findall(r"^ *([A-Z][A-Za-z-]*)\) echo \w+\.py", text, re.MULTILINE)
