@@ -264,12 +264,12 @@ def _edit_geometry(spec, domain, context):
     length = context.get("length")
     if domain == "cartpole":
         spec.geom("pole_1").fromto = [0, 0, 0, 0, 0, 2 * length]
-    elif domain == "cheetah":
+    elif length and domain in ("cheetah", "walker"):
         in_plane = np.array([length, 1.0, length])
-        for name in ("bthigh", "bshin", "bfoot", "fthigh", "fshin", "ffoot"):
-            geom, body = spec.geom(name), spec.body(name)
-            geom.pos, geom.size[1] = geom.pos * in_plane, geom.size[1] * length
-            if not name.endswith("thigh"):  # the thighs stay where they join the torso
+        for body in spec.bodies[2:]:  # after world and torso
+            geom, (joint,) = body.geoms[0], body.joints
+            geom.pos, geom.size[1], joint.pos = geom.pos * in_plane, geom.size[1] * length, joint.pos * in_plane
+            if not body.name.endswith("thigh"):  # the thighs stay where they join the torso
                 body.pos = body.pos * in_plane
     elif domain == "reacher":
         for name in ("hand", "finger"):

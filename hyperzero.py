@@ -1,9 +1,9 @@
 """HyperZero: zero-shot transfer by supervised learning on solved tasks (arXiv 2211.15457), in one file.
 
 Stage 1 trains an expert by TD3 in each training context and records rollouts of the final policies. In stage 2 a
-hypernetwork learns to turn a context into the expert's whole policy and Q-function; for a new context it generates both
-without another step of learning. It is told the true context, as Concat is (dr_sac.py). With --model mlp, networks that
-get the context as input learn from the same data (UVFA). Start it with: python hyperzero.py --env-id DI
+hypernetwork learns to turn a context, which it is told, into the expert's whole policy and Q-function; for new contexts
+it generates them without another step of learning. With --model mlp, networks that get the context as input learn from
+the same data (UVFA). Start it with: python hyperzero.py --env-id DI, or --env-id Cheetah-Speed (aib_speed.py)
 """
 
 import copy
@@ -24,6 +24,7 @@ from torch import nn
 from tqdm import tqdm
 
 import aib_envs
+import aib_speed  # noqa: F401 (it adds tasks whose reward depends on the context)
 import aib_tools
 
 # ----------------------------------------------------- Arguments ------------------------------------------------------
@@ -54,6 +55,7 @@ class Args:
     noise_steps: int = 100_000  # stage 1: steps in which the exploration noise falls from 1.0 to 0.1
     rollouts: int = 10  # stage 1: rollouts of every final expert in the data set
     dataset: str = ""  # directory of a run whose data set is taken, with its stage 1's flags; only stage 2 is done then
+    held_out: float = 0.0  # stage 2: fraction of the training contexts that it does not see, at most all but one
     model: Literal["hyper", "mlp"] = "hyper"  # stage 2: generate networks from the context, or give it them as input
     q: bool = True  # stage 2: learn the Q-function, too?
     td: bool = True  # stage 2: the TD term for the Q-function's target, too?
@@ -165,8 +167,7 @@ class StackedReplay:
         """Steps drawn uniformly from each expert's own: obs, actions, next_obs, rewards, all [n, batch, ...], and the
         place that they have in the tensors here. Of steps from which on a simulation has diverged there are none."""
         i = (torch.rand(len(self.obs), batch_size, device=self.obs.device) * self.ends[:, -1:]).long()
-        episode = torch.searchsorted(self.ends, i, right=True)  # the one that step i lies in
-        episode = episode.clamp(max=self.episodes - 1)  # where all episodes are empty
+        episode = torch.searchsorted(self.ends, i, right=True).clamp(max=self.episodes - 1)  # max: all are empty
         t = i - self.ends.gather(1, episode) + self.lengths.gather(1, episode)
         row = torch.arange(len(self.obs), device=self.obs.device)[:, None]
         obs, next_obs = self.obs[row, episode, 1 + t], self.obs[row, episode, 2 + t]
@@ -206,8 +207,7 @@ def read_dataset(directory, args, history, device):
                 raise ValueError(f"its experts had --{name.replace('_', '-')} {value}")
             setattr(args, name, value)
         dataset = StackedReplay(history, args.rollouts * history.rewards.shape[1], device)
-        for name, value in data["dataset"].items():
-            setattr(dataset, name, value.to(device) if torch.is_tensor(value) else value)
+        vars(dataset).update({k: v.to(device) if torch.is_tensor(v) else v for k, v in data["dataset"].items()})
         return dataset
 
 
@@ -220,8 +220,7 @@ class Residual(nn.Sequential):
 
 
 class Heads(nn.Module):
-    """Task embedding [n, 256] -> the weights of n networks inputs -> 256 -> outputs: w1 [n, inputs, 256], b1
-    [n, 1, 256], w2 [n, 256, outputs], b2 [n, 1, outputs]."""
+    """[n, 256] -> n networks: w1 [n, inputs, 256], b1 [n, 1, 256], w2 [n, 256, outputs], b2 [n, 1, outputs]."""
 
     def __init__(self, inputs, outputs):
         super().__init__()
@@ -504,20 +503,21 @@ def train(args):
         lap("eval")
     expert_returns = dataset.rewards.double().sum(2).mean(1).tolist()
 
-    # Stage 2
-    if epoch < 0:
+    if epoch < 0:  # stage 2 begins
         torch.manual_seed(args.seed)  # with --dataset it is the same
         global_step, env_steps, epoch, losses, saved = args.total_timesteps, dataset.env_steps, 0, {}, -1
-    vectors = [torch.from_numpy(aib_envs.context_vector(args.env_id, context, scaled=True)) for context in contexts]
-    vectors, batch_size = torch.stack(vectors).to(device), -(-args.hyper_batch_size // n)
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(args.seed))
+    held_out, seen = (sorted(part.tolist()) for part in order.tensor_split([round(args.held_out * (n - 1))]))
+    vectors = [aib_envs.context_vector(args.env_id, contexts[i], scaled=True).tolist() for i in seen]
+    vectors, batch_size = torch.tensor(vectors, device=device), -(-args.hyper_batch_size // len(seen))
     while epoch < args.epochs:
         if global_step > saved and (STOP or epoch % args.eval_epochs == 0):
             save(agent, dataset)
         if epoch % args.eval_epochs == 0:
             evaluate(rollouts=1)
         for _ in range(-(-dataset.rewards[0].numel() // batch_size)):
-            *batch, place = dataset.sample(batch_size)  # as many of every context: n generated networks do for all
-            losses = agent.update(vectors, *batch, dataset.q[place])
+            *batch, place = dataset.sample(batch_size)  # as many of every context: one network of each does for all
+            losses = agent.update(vectors, *(x[seen] for x in (*batch, dataset.q[place])))
         aib_tools.check_finite("loss", losses, global_step)
         lap("fit")
         epoch, global_step = epoch + 1, global_step + 1  # vector steps of stage 1, and one for each epoch
@@ -530,7 +530,7 @@ def train(args):
     aib_tools.write(run / "agent.pt", agent.state_dict())
     contexts = {split: aib_envs.context_set(args.env_id, split) for split in aib_envs.SPLITS}
     results = {"method": config["method"], "args": config["args"], "contexts": contexts, "returns": returns}
-    aib_tools.write(run / "results.json", results | {"experts": expert_returns})
+    aib_tools.write(run / "results.json", results | {"experts": expert_returns, "held_out": held_out})
     if not args.keep_checkpoint:
         checkpoint.unlink(missing_ok=True)
     if args.capture_video:

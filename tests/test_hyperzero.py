@@ -569,14 +569,47 @@ def test_another_seed_is_another_run(finished, inside, tmp_path):
     assert metrics_of(only_run(tmp_path)) != metrics_of(finished)[3:]
 
 
-def test_cartpole(inside, tmp_path, monkeypatch):
-    task = dataclasses.replace(aib_envs.TASKS["Cartpole"], steps=100)  # shorter episodes
-    monkeypatch.setitem(aib_envs.TASKS, "Cartpole", task)
-    flags = ("--env-id", "Cartpole", "--total-timesteps", 6, "--learning-starts", 100, "--batch-size", 8)
+@pytest.mark.parametrize("env_id", ["Cartpole", "Cheetah-Speed-Length"])
+def test_mujoco(env_id, inside, tmp_path, monkeypatch):
+    task = dataclasses.replace(aib_envs.TASKS[env_id], steps=100)  # shorter episodes
+    monkeypatch.setitem(aib_envs.TASKS, env_id, task)
+    flags = ("--env-id", env_id, "--total-timesteps", 6, "--learning-starts", 100, "--batch-size", 8)
     flags += ("--rollouts", 1, "--epochs", 1, "--eval-rollouts", 1, "--run-dir", tmp_path / "runs")
     code, _, err = inside(*flags)
     assert code == 0 and "Traceback" not in err
     assert all(0 < experts < 100 for experts in results_of(only_run(tmp_path))["experts"])
+
+
+def test_held_out_contexts_are_not_learned_from(finished, inside, tmp_path):
+    """With three contexts held out, nothing that their experts did has any effect, and what any other did has."""
+    start = ("--eval-rollouts", 2, *STAGE_2, "--held-out", 0.15)
+    assert inside("--dataset", finished, *start, "--run-dir", tmp_path / "runs")[0] == 0
+    first = only_run(tmp_path)
+    held_out = results_of(first)["held_out"]
+    assert len(held_out) == len(set(held_out)) == 3 and results_of(finished)["held_out"] == []
+    seen = next(i for i in range(20) if i not in held_out)
+    for changed, same in ((held_out, True), ([seen], False)):
+        other = Path(shutil.copytree(finished, tmp_path / f"data_{same}"))
+        data = torch.load(other / "dataset.pt", weights_only=True)
+        for name in ("obs", "actions", "q"):
+            data["dataset"][name][changed] += 1
+        torch.save(data, other / "dataset.pt")
+        assert inside("--dataset", other, *start, "--run-dir", tmp_path / f"runs_{same}")[0] == 0
+        (directory,) = (tmp_path / f"runs_{same}").iterdir()
+        assert results_of(directory)["held_out"] == held_out
+        assert (outcome(directory)[1] == outcome(first)[1]) == same and (
+            outcome(directory)[3] == outcome(first)[3]
+        ) == same
+    assert inside("--dataset", finished, *start, "--seed", 2, "--run-dir", tmp_path / "runs_2")[0] == 0
+    (directory,) = (tmp_path / "runs_2").iterdir()
+    assert results_of(directory)["held_out"] != held_out
+
+
+@pytest.mark.parametrize("fraction", [0.03, 1.0])
+def test_few_and_many_contexts_held_out(fraction, finished, inside, tmp_path):
+    flags = ("--dataset", finished, "--eval-rollouts", 1, *STAGE_2, "--run-dir", tmp_path / "runs")
+    assert inside(*flags, "--held-out", fraction)[0] == 0
+    assert len(results_of(only_run(tmp_path))["held_out"]) == {0.03: 1, 1.0: 19}[fraction]
 
 
 def wait_for(condition, process):
@@ -644,6 +677,7 @@ DATASET = "--env-id DI --dataset {d}"
     [
         (None, "--no-q", "--no-q needs --no-td"),
         (None, "--epochs 0", "--epochs must be from 1"),
+        (None, "--held-out 1.5", "--held-out must be from 0 to 1 for DI; got 1.5"),
         (None, "--env-id DI --dataset nowhere", "cannot use nowhere/dataset.pt: FileNotFoundError"),
         (None, "--env-id Cartpole --dataset {d}", "it is of DI, which should be Cartpole"),
         (None, "--env-id DI-Perm --dataset {d}", "it is of DI, which should be DI-Perm"),
