@@ -282,9 +282,11 @@ def roll_out(directory):
 
 def read_results():
     runs, problems = report.read_runs([RESULTS / "runs"])
-    relatives, more = report.read_runs([RESULTS / "relatives"])
-    agents = json.loads((RESULTS / "agents.json").read_text())
-    return report.of_one_length(runs, problems), agents, relatives, problems + more
+    relatives, agents = [], json.loads((RESULTS / "agents.json").read_text())
+    for task in aib_envs.TASKS:  # one by one, for their budgets (flags) depend on it
+        found = report.read_runs(sorted((RESULTS / "relatives").glob(f"{task}__*")))
+        relatives, problems = relatives + found[0], problems + found[1]
+    return report.of_one_length(runs, problems), agents, relatives, problems
 
 
 def main(args):

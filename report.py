@@ -34,6 +34,7 @@ from scipy.spatial import cKDTree
 from sklearn.manifold import TSNE
 
 import aib_envs
+import aib_speed
 import aib_tools
 
 matplotlib.use("Agg")
@@ -111,6 +112,7 @@ class Run:
     script: str | None
     returns: dict  # {split: [20, rollouts]}
     metrics: list  # one dict per evaluation
+    held_out: tuple = ()  # of hyperzero.py: the training contexts (from 0 to 19) whose experts stage 2 has not seen
 
     def aer(self, split):
         """Average episodic return over contexts and rollouts."""
@@ -163,19 +165,20 @@ def read_runs(directories):
                 if results["contexts"] != {split: aib_envs.context_set(args["env_id"], split) for split in returns}:
                     raise ValueError("its contexts are not the benchmark's")
                 fields = config["method"].replace("star", "*"), int(args["seed"]), int(args["total_timesteps"]), args
-                metrics = read_metrics(run / "metrics.jsonl", problems)
-                runs.append(Run(run, args["env_id"], *fields, config.get("script"), returns, metrics))
+                metrics, held_out = read_metrics(run / "metrics.jsonl", problems), results.get("held_out", [])
+                runs.append(Run(run, args["env_id"], *fields, config.get("script"), returns, metrics, held_out))
             except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
                 problems.append(f"{run}: cannot be used ({type(error).__name__}: {error})")
     return tell_apart(runs, problems), problems
 
 
 def settings(run):
-    """The arguments that change what a run learns, and how far they are from its script's defaults."""
-    free = aib_tools.FREE | {"seed", "run_dir", "env_id", "dataset"}
-    own = {name: value for name, value in run.args.items() if name not in free}
-    defaults = vars(importlib.import_module(run.script.removesuffix(".py")).Args()) if run.script else own
-    return own, sum(defaults.get(name) != value for name, value in own.items())
+    """The arguments that change what a run learns, and how far they are from its script's defaults, which also stand
+    for flags that the script did not have yet."""
+    free = aib_tools.FREE | {"seed", "run_dir", "env_id", "dataset", "resume", "eval_only", "context"}
+    defaults = vars(importlib.import_module(run.script.removesuffix(".py")).Args()) if run.script else {}
+    own = {name: value for name, value in (defaults | run.args).items() if name not in free}
+    return own, sum(name not in defaults or defaults[name] != value for name, value in own.items())
 
 
 def tell_apart(runs, problems):
@@ -294,13 +297,20 @@ def prediction_table(runs, task):
 
 
 def experts_table(runs, task):
-    """Rows for the methods that learn from experts: the experts' mean return in their own (training) contexts."""
+    """Rows for the methods that learn from experts: the experts' mean return in their own (training) contexts; and in
+    those whose experts the method has not seen, its return and theirs."""
     rows = []
     for method, members in by_method([run for run in runs if run.task == task]).items():
-        if known := [
-            np.mean(run.metrics[-1]["experts"]) for run in members if run.metrics and "experts" in run.metrics[-1]
-        ]:
-            rows.append({"method": method, "its experts, train": cell(known)})
+        if known := [run for run in members if run.metrics and "experts" in run.metrics[-1]]:
+            experts = lambda run, contexts: np.mean(np.array(run.metrics[-1]["experts"])[contexts])
+            row = {"method": method, "its experts, train": cell([experts(run, slice(None)) for run in known])}
+            known = [run for run in known if run.held_out]
+            row["held out"] = cell([run.returns["train"][run.held_out].mean() for run in known]) if known else ""
+            row["its experts, held out"] = cell([experts(run, run.held_out) for run in known]) if known else ""
+            rows.append(row)
+    for name in ("held out", "its experts, held out"):
+        if not any(row[name] for row in rows):
+            rows = [{key: value for key, value in row.items() if key != name} for row in rows]
     return rows
 
 
@@ -316,10 +326,11 @@ def scores(runs, split):
 
 
 def for_aggregates(runs, problems):
-    """The runs without ODE-1 ... ODE-20, of which ODE is one; says where a method has fewer seeds on some tasks."""
+    """The runs without ODE-1 ... ODE-20, of which ODE is one, and without tasks that are not of the benchmark; says
+    where a method has fewer seeds on some tasks."""
     if left := sorted({run.task for run in runs if run.task.startswith("ODE-")}):
         problems.append(f"{', '.join(left)}: not in the aggregates, which hold ODE alone")
-    kept = [run for run in runs if run.task not in left]
+    kept = [run for run in runs if run.task not in left and run.task not in aib_speed.TASKS]
     for method, own in by_method(kept).items():
         counts = collections.Counter(run.task for run in own)
         if len(set(counts.values())) > 1:

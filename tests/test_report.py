@@ -227,6 +227,29 @@ def test_models_and_experts(tmp_path):
     assert row == {"method": "HyperZero", "its experts, train": "10.0, 20.0"}
 
 
+def test_what_experts_have_not_taught(tmp_path):
+    run = make_run(tmp_path / "runs", "HyperZero", 1, 50)
+    results = json.loads((run / "results.json").read_text())
+    for i in (3, 7):
+        results["returns"]["train"][i] = [i, i]
+    (run / "results.json").write_text(json.dumps(results | {"held_out": [3, 7]}))
+    line = {"global_step": 1000, "aer": dict.fromkeys(aib_envs.SPLITS, 60), "experts": list(range(0, 40, 2))}
+    (run / "metrics.jsonl").write_text(json.dumps(line) + "\n")
+    main(cwd=tmp_path)
+    (row,) = table(tmp_path / "report" / "tables" / "DI_experts.csv")
+    expected = {"its experts, train": "19.0", "held out": "5.0", "its experts, held out": "10.0"}
+    assert row == {"method": "HyperZero"} | expected
+
+
+def test_a_task_that_is_not_the_benchmarks_is_in_no_aggregate(tmp_path):
+    make_run(tmp_path / "runs", "HyperZero", 1, 50, env_id="Cheetah-Speed")
+    make_run(tmp_path / "runs", "HyperZero", 1, 30)
+    main(cwd=tmp_path)
+    assert table(tmp_path / "report" / "tables" / "Cheetah-Speed.csv")
+    (row, *_) = table(tmp_path / "report" / "tables" / "aggregates.csv")
+    assert row["number of tasks"] == "1" and row["train"].startswith("0.30")
+
+
 def test_the_best_is_bold_only_where_intervals_allow_it():
     high = [4, 5, 6, 5, 5]
     assert report.best({"A": [1, 2, 3, 2, 2], "B": high}) == "B"
