@@ -37,6 +37,7 @@ CLAIMS = [
     ("DR does not fail: above 0.8 of DMA*-SH", "DR", 0.8, OURS, ["overlapping"]),
 ]
 RELATIVES = {"hyperzero": "HyperZero", "hyperdynamics": "HyperDynamics"}
+SHOWN = "HyperZero", "HyperDynamics"  # what stands beside DMA*-SH in a figure
 SPLITS = {"all sets": "aggregated", "eval-out": "eval_out"}  # and their names in paper_results.json
 
 
@@ -206,6 +207,23 @@ def speed_table():
 # -------------------------------------------------- Figures and the page ----------------------------------------------
 
 
+def steps_figure(runs, task):
+    """AER over environment steps, all that a run has made: warm-up, random actions and experts included."""
+    figure, axes = report.panels(3, aib_envs.SPLITS, sharey=True)
+    for method, members in report.by_method([run for run in runs if run.task == task]).items():
+        for axis, split in zip(axes, aib_envs.SPLITS, strict=True):
+            curves = [{m["env_steps"]: m["aer"][split] for m in run.metrics} for run in members]  # the last at each
+            steps = sorted(set.intersection(*map(set, curves)))
+            mean = [np.mean([curve[step] for curve in curves]) for step in steps]
+            axis.plot(steps, mean, marker=".", **report.style(method), label=method)
+    for axis in axes:
+        axis.set_xscale("log")
+        axis.set_xlabel("environment steps")
+    axes[0].set_ylabel("AER")
+    report.legend(figure, axes)
+    return figure
+
+
 def figures(runs, agents, relatives):
     """{name: (what it shows, matplotlib figure)}."""
     drawn = {}
@@ -214,6 +232,10 @@ def figures(runs, agents, relatives):
         for task in tasks_of(own):
             figure = report.context_figure(own, task, report.zero_returns(task, RESULTS))
             drawn[f"{task}_{name}"] = f"Return in each context of {task}: {title} and variants", figure
+    both = [run for run in runs if run.method in ("DMA*", OURS)] + [run for run in relatives if run.method in SHOWN]
+    for task in tasks_of(relatives):
+        if any(run.task == task and run.method == OURS for run in both):
+            drawn[f"{task}_steps"] = f"Return over environment steps on {task}", steps_figure(both, task)
     for task in tasks_of(runs):
         drawn[f"{task}_curves"] = f"Learning curves on {task}", report.learning_curves(runs, task)
     for task, found in agents.items():
@@ -245,6 +267,7 @@ def parts(runs, agents, relatives, drawn):
         "cost": table(cost_table(runs)),
         "benchmark": table(benchmark_table()),
         **{name: table(relatives_table(relatives, name)) + "\n" + pictures(f"_{name}") for name in RELATIVES},
+        "steps": pictures("_steps"),
         "speed": table(speed_table()),
     }
 

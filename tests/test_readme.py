@@ -84,6 +84,17 @@ def runs_of(task, **values):
     return [made(task, m.replace("_", "*-"), i, x) for m, own in values.items() for i, x in enumerate(own, 1)]
 
 
+def test_return_over_environment_steps_counts_all_of_them():
+    """The mean over seeds, at the steps that all seeds have, and of several values at one number of steps the last."""
+    runs = [made("DI", "DMA*-SH", seed, 0) for seed in (1, 2)]
+    for seed, run in enumerate(runs, 1):
+        points = [(1000, 1), (1000, 2 * seed), (3000, 10 * seed), (5000 + seed, 99)]
+        run.metrics[:] = [{"env_steps": x, "aer": dict.fromkeys(aib_envs.SPLITS, y)} for x, y in points]
+    for axis in readme.steps_figure([*runs, made("ODE", "DMA*-SH", 1, 50)], "DI").axes:
+        (line,) = axis.lines
+        assert list(line.get_xdata()) == [1000, 3000] and list(line.get_ydata()) == [3, 15]
+
+
 def test_claims():
     runs = runs_of("DI", DR=[10, 20, 30], DMA_SH=[60, 70, 80]) + runs_of(
         "BallInCup", DR=[65, 80, 90], DMA_SH=[75, 80, 85]
