@@ -52,7 +52,7 @@ class Args:
     lr: float = 1e-3  # learning rate
     updates_per_round: int = 2_000  # gradient steps after each episode, the random ones included
     model: Literal["hyper", "global", "concat", "recurrent", "expert"] = "hyper"  # what predicts the next state
-    code_dim: int = 8  # size of the code
+    code_dim: int = 8  # size of the code of models hyper and concat
     planner: Literal["shooting", "cem"] = "shooting"  # random shooting, or the cross-entropy method
     candidates: int = 500  # action sequences that are compared (by CEM: in each of its 5 iterations)
     horizon: int = 20  # steps that the planner looks ahead
@@ -85,7 +85,7 @@ def ode_reward(obs, action, next_obs):
 
 def cartpole_reward(obs, action, next_obs):
     position, cosine, _, _, angular_velocity = next_obs.unbind(-1)
-    upright, centered = (cosine + 1) / 2, (1 + 0.1 ** (position / 2).square()) / 2
+    upright, centered = (cosine.clamp(-1, 1) + 1) / 2, (1 + 0.1 ** (position / 2).square()) / 2
     small_control = (4 + (1 - action[..., 0].square()).clamp(min=0)) / 5
     small_velocity = (1 + 0.1 ** (angular_velocity / 5).square()) / 2
     return upright * small_control * small_velocity * centered
@@ -183,7 +183,7 @@ class EpisodeBuffer:
         lengths = self.lengths if each_context else self.lengths.flatten()[None]
         ends = lengths.cumsum(1)  # where each episode ends in one list of all steps
         i = (torch.rand(len(ends), batch_size, dtype=torch.float64, device=ends.device) * ends[:, -1:]).long()
-        row = torch.searchsorted(ends, i, right=True)  # the episode that step i lies in
+        row = torch.searchsorted(ends, i, right=True).clamp(max=ends.shape[1] - 1)  # the episode of i (max: no steps)
         t = i - ends.gather(1, row) + lengths.gather(1, row)
         row += torch.arange(len(ends), device=ends.device)[:, None] * lengths.shape[1]
         return self.at(row, t) if each_context else self.at(row[0], t[0])
@@ -239,7 +239,7 @@ class Agent(nn.Module):
         return self.history_encoder(x)
 
     def models(self, obs, code):
-        """The forward models of n environments, a stack or one for all, and what they need as a code [n, ...]."""
+        """Forward models of n environments, a stack or one for all, and the code [n, ...] that is still an input."""
         if self.args.model == "hyper":
             return self.hypernetwork.generate(code), code[..., :0]
         if self.args.model == "expert":
@@ -266,7 +266,7 @@ class Agent(nn.Module):
     @torch.inference_mode()
     def act(self, obs, history, training=False):
         """obs [n, obs_dim] -> actions [n, act_dim] (all NumPy), planned anew at every step. In evaluation the planner's
-        random numbers depend on the step of the episode only."""
+        random numbers depend only on the step of the episode and on an environment's place among the n."""
         device, positions = self.mean.device, np.arange(self.window_size)
         to = lambda x: torch.from_numpy(x).to(device)
         generator = None if training else torch.Generator(device).manual_seed(history.t + WINDOW)
@@ -282,15 +282,15 @@ class Agent(nn.Module):
         """The first action [n, act_dim] of the best of many random plans for each obs [n, ...]. A plan is a few actions
         that are held for --action-hold steps each; the best one promises the greatest sum of rewards."""
         n, m, count = len(obs), self.args.candidates, -(-self.args.horizon // self.args.action_hold)
-        (model, code), env = self.models(obs, code), torch.arange(n, device=obs.device)
+        (model, code), row = self.models(obs, code), torch.arange(n, device=obs.device)
         plans = 2 * torch.rand(n, m, count, self.act_dim, generator=generator, device=obs.device) - 1
         for _ in range(CEM_ITERATIONS - 1 if self.args.planner == "cem" else 0):
             returns = self.rollout(obs, code, model, plans)
-            elites = plans[env[:, None], returns.topk(max(m // 10, 1)).indices]  # [n, m // 10, count, act_dim]
+            elites = plans[row[:, None], returns.topk(max(m // 10, 1)).indices]  # [n, m // 10, count, act_dim]
             noise = torch.randn(plans.shape, generator=generator, device=obs.device)
             plans = (elites.mean(1, True) + elites.std(1, correction=0, keepdim=True) * noise).clamp_(-1, 1)
             plans[:, 0] = elites[:, 0]  # the best so far
-        return plans[env, self.rollout(obs, code, model, plans).argmax(1), 0]
+        return plans[row, self.rollout(obs, code, model, plans).argmax(1), 0]
 
     def rollout(self, obs, code, model, plans):
         """Predicted returns [n, m] of m plans [n, m, count, act_dim] for each of n environments, all at once."""
@@ -302,7 +302,7 @@ class Agent(nn.Module):
             next_obs = obs + self.predict(obs, actions, code, model)
             returns += reward(obs, actions, next_obs)
             obs = next_obs
-        return returns.nan_to_num(0.0)  # of predictions that are not finite
+        return returns.nan_to_num(0.0, 0.0, 0.0)  # of predictions that are not finite
 
     @torch.inference_mode()
     def prediction_errors(self, episodes, steps=20, starts=25):
