@@ -335,9 +335,13 @@ def plan(run_dir, jobs):
         args = parse_args(module.Args, "")
         if (name := module.method_name(args)) != method:
             fail(f"with these FLAGS, {method} is {name}")
-        args = vars(args)
+        args, defaults = vars(args), vars(module.Args())  # a default stands for a flag that a run did not have yet
         own = args.keys() - FREE - {"run_dir", "resume", "eval_only", "context"} | {"total_timesteps", "eval_rollouts"}
-        same = lambda other, own=own, args=args: all(other.get(name) == args[name] for name in own)
+        if args.get("dataset"):  # these flags are those of the data set's run
+            own -= {*module.STAGE_1, "rollouts"}
+        same = lambda other, own=own, args=args, defaults=defaults: all(
+            other.get(name, defaults[name]) == args[name] for name in own
+        )
         alike = [run for run in runs if run[1] == (script, method, task) and same(run[2])]
         done = any(same(finished) for _, _, _, finished, _ in alike)
         # The run to go on with: one with a checkpoint, and of those the one that has come furthest.
@@ -348,7 +352,7 @@ def plan(run_dir, jobs):
             (m["global_step"], sum(m["seconds"].values())) for _, keys, _, _, m in runs if keys[1:] == (method, task)
         ]
         n, seconds = max(speeds, default=(0, 0))
-        left = 0 if done else args["total_timesteps"] - steps
+        left = 0 if done else max(args["total_timesteps"] - steps, 0)  # hyperzero.py's steps go on in stage 2
         hours = f"{left * seconds / n / 3600:.2f}" if n else "?" if left else "0.00"
         command = [script, "--resume", str(started[0]), *flags] if started else [*sys.argv, "--run-dir", run_dir]
         status = "done" if done else "new" if not started else "running" if in_use(started[0]) else "resume"

@@ -41,7 +41,7 @@ class Args:
     eval_epochs: int = 50  # stage 2: epochs between evaluations with 1 rollout per context
     eval_rollouts: int = 10  # rollouts per context of the last evaluation
     resume: str | None = None  # directory of a run to go on with
-    keep_checkpoint: bool = False  # keep the checkpoint of a finished run
+    keep_checkpoint: bool = False  # keep the checkpoint of a finished run (which cannot be extended)
     eval_only: str | None = None  # directory of a finished run, whose last evaluation is repeated
     context: tuple[str, ...] = ()  # with --eval-only: the one context to roll out in, as in length=1.3 inversion=-1
     capture_video: bool = False  # at the end, record an episode as video.gif: in --context, or in both modes
@@ -52,15 +52,15 @@ class Args:
     gamma: float = 0.99  # discount factor
     tau: float = 0.01  # stage 1: smoothing coefficient of the target networks
     expert_lr: float = 1e-4  # stage 1: learning rate of policies and Q-functions
-    noise_steps: int = 100_000  # stage 1: steps in which the exploration noise falls from 1.0 to 0.1
+    noise_steps: int = 100_000  # stage 1: steps in which the noise (explorers' and targets') falls from 1.0 to 0.1
     rollouts: int = 10  # stage 1: rollouts of every final expert in the data set
     dataset: str = ""  # directory of a run whose data set is taken, with its stage 1's flags; only stage 2 is done then
     held_out: float = 0.0  # stage 2: fraction of the training contexts that it does not see, at most all but one
     model: Literal["hyper", "mlp"] = "hyper"  # stage 2: generate networks from the context, or give it them as input
     q: bool = True  # stage 2: learn the Q-function, too?
     td: bool = True  # stage 2: the TD term for the Q-function's target, too?
-    epochs: int = 500  # stage 2: passes through the data set
-    hyper_batch_size: int = 512  # stage 2: tuples per gradient step, as many of every context
+    epochs: int = 500  # stage 2: in each, as many tuples are drawn as the data set has
+    hyper_batch_size: int = 512  # stage 2: tuples per gradient step, rounded up to as many of every context
     hyper_lr: float = 1e-4  # stage 2: learning rate
 
 
@@ -165,7 +165,7 @@ class StackedReplay:
 
     def sample(self, batch_size):
         """Steps drawn uniformly from each expert's own: obs, actions, next_obs, rewards, all [n, batch, ...], and the
-        place that they have in the tensors here. Of steps from which on a simulation has diverged there are none."""
+        place that they have in the tensors here. From a simulation's divergence on they are never drawn."""
         i = (torch.rand(len(self.obs), batch_size, device=self.obs.device) * self.ends[:, -1:]).long()
         episode = torch.searchsorted(self.ends, i, right=True).clamp(max=self.episodes - 1)  # max: all are empty
         t = i - self.ends.gather(1, episode) + self.lengths.gather(1, episode)
@@ -241,7 +241,7 @@ def apply_generated(w1, b1, w2, b2, x):
 
 
 class TaskHypernetwork(nn.Module):
-    """Contexts [n, inputs] -> for each (inputs, outputs) of `sizes`, n generated networks side by side: a function."""
+    """Contexts [n, inputs] -> for each (i, o) of `sizes` a function: n networks [n, batch, i] -> [n, batch, o]."""
 
     def __init__(self, inputs, sizes):
         super().__init__()
@@ -256,7 +256,7 @@ class TaskHypernetwork(nn.Module):
 
 
 class ContextMLP(nn.Module):
-    """The same with an MLP that gets the context as an input. Policy (with a = 0) and Q-function share a layer."""
+    """The same, but of MLPs with the context as an input. Policy (0 in place of a) and Q-function share one layer."""
 
     def __init__(self, inputs, sizes):
         super().__init__()
@@ -416,7 +416,7 @@ def train(args):
     progress = 0, 0, 0, -1, {}, dict.fromkeys(("env", "update", "fit", "eval", "save"), 0.0), 0
     if checkpoint.exists():
         with aib_tools.reading(checkpoint) as path:
-            in_stage_2 = aib_tools.read_tensors(path)["progress"][3] >= 0
+            in_stage_2 = aib_tools.read_tensors(path)["progress"][3] >= 0  # the epoch, which is -1 in stage 1
         dataset = dataset or (read_dataset(run, args, history, device) if in_stage_2 else None)
         progress = load_checkpoint(checkpoint, config, *((agent, dataset) if in_stage_2 else (experts, buffer)))
     global_step, env_steps, episode, epoch, losses, seconds, length = progress  # in stage 1 the epoch is -1
@@ -504,10 +504,10 @@ def train(args):
     expert_returns = dataset.rewards.double().sum(2).mean(1).tolist()
 
     if epoch < 0:  # stage 2 begins
-        torch.manual_seed(args.seed)  # with --dataset it is the same
+        torch.manual_seed(args.seed)  # so that --dataset gives the same stage 2
         global_step, env_steps, epoch, losses, saved = args.total_timesteps, dataset.env_steps, 0, {}, -1
     order = torch.randperm(n, generator=torch.Generator().manual_seed(args.seed))
-    held_out, seen = (sorted(part.tolist()) for part in order.tensor_split([round(args.held_out * (n - 1))]))
+    held_out, seen = (sorted(part.tolist()) for part in order.tensor_split([min(round(args.held_out * n), n - 1)]))
     vectors = [aib_envs.context_vector(args.env_id, contexts[i], scaled=True).tolist() for i in seen]
     vectors, batch_size = torch.tensor(vectors, device=device), -(-args.hyper_batch_size // len(seen))
     while epoch < args.epochs:
@@ -516,7 +516,7 @@ def train(args):
         if epoch % args.eval_epochs == 0:
             evaluate(rollouts=1)
         for _ in range(-(-dataset.rewards[0].numel() // batch_size)):
-            *batch, place = dataset.sample(batch_size)  # as many of every context: one network of each does for all
+            *batch, place = dataset.sample(batch_size)  # [n, batch, ...]: each context's network is generated once
             losses = agent.update(vectors, *(x[seen] for x in (*batch, dataset.q[place])))
         aib_tools.check_finite("loss", losses, global_step)
         lap("fit")

@@ -413,6 +413,13 @@ def test_rollouts_of_plans_against_explicit_loops(model, monkeypatch):
                 assert found[i, j].item() == pytest.approx(expected, rel=1e-3)
 
 
+def test_a_context_whose_simulations_all_diverge_at_once_ends_nothing():
+    buffer, _ = numbered_buffer(4)
+    buffer.lengths[1] = 0
+    obs, *_ = buffer.sample(50, each_context=True)
+    assert obs.shape[:2] == (3, 50)
+
+
 @pytest.mark.parametrize("planner", ["shooting", "cem"])
 def test_the_plan_with_the_greatest_return_is_followed(planner, monkeypatch):
     agent = make_agent("global", planner=planner, candidates=200, horizon=6, action_hold=2)
@@ -440,11 +447,17 @@ def test_the_plan_with_the_greatest_return_is_followed(planner, monkeypatch):
 def test_predictions_that_are_not_finite_are_not_chosen(monkeypatch):
     monkeypatch.setitem(script.REWARDS, "DI", lambda obs, action, next_obs: next_obs[..., 0])
     agent = make_agent("global", horizon=2)
-    plans = torch.zeros(1, 3, 1, 2)
-    values = torch.tensor([[[float("nan")], [1.0], [0.5]]])
-    monkeypatch.setattr(agent, "predict", lambda obs, actions, code, model: values.expand(1, 3, 4))
+    plans = torch.zeros(1, 4, 1, 2)
+    values = torch.tensor([[[float("nan")], [1.0], [float("inf")], [0.5]]])
+    monkeypatch.setattr(agent, "predict", lambda obs, actions, code, model: values.expand(1, 4, 4))
     returns = agent.rollout(torch.zeros(1, 4), torch.zeros(1, 0), None, plans)
     assert returns.argmax().item() == 1 and returns.isfinite().all()
+
+
+def test_impossible_predictions_of_cartpole_earn_no_more_than_the_best_state():
+    obs = torch.tensor([[0.0, 1.0, 0.0, 0.0, 0.0], [0.0, 3.0, 0.0, 0.0, 0.0], [0.0, -3.0, 0.0, 0.0, 0.0]])
+    rewards = script.cartpole_reward(obs, torch.zeros(3, 1), obs)
+    assert rewards.tolist() == pytest.approx([1.0, 1.0, 0.0])
 
 
 @pytest.mark.parametrize("flags", [{}, {"planner": "cem"}, {"predict_only": True}])

@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 
 import aib_envs
+import aib_tools
 import hyperzero as script
 from hyperzero import Agent, Args, ContextMLP, Experts, Heads, StackedReplay, TaskHypernetwork
 
@@ -567,6 +568,16 @@ def test_another_seed_is_another_run(finished, inside, tmp_path):
     flags = ("--dataset", finished, "--eval-rollouts", 2, *STAGE_2, "--run-dir", tmp_path / "runs", "--seed", 2)
     assert inside(*flags)[0] == 0
     assert metrics_of(only_run(tmp_path)) != metrics_of(finished)[3:]
+    job = ["DI HyperZero 2 hyperzero.py", "--dataset", finished, "--eval-rollouts", 2, *STAGE_2]
+    status = lambda *more: next(aib_tools.plan(str(tmp_path / "runs"), [" ".join(map(str, [*job, *more]))])).split()[0]
+    assert status() == "done"  # for runs.sh, too, although stage 1's flags are those of the data set
+    assert status("--held-out", 0.5) == "new"
+    config = only_run(tmp_path) / "config.json"
+    for path in (config, config.with_name("results.json")):  # of a script that did not have the flag yet
+        content = json.loads(path.read_text())
+        del content["args"]["held_out"]
+        path.write_text(json.dumps(content))
+    assert status() == "done" and status("--held-out", 0.5) == "new"
 
 
 @pytest.mark.parametrize("env_id", ["Cartpole", "Cheetah-Speed-Length"])
@@ -605,11 +616,11 @@ def test_held_out_contexts_are_not_learned_from(finished, inside, tmp_path):
     assert results_of(directory)["held_out"] != held_out
 
 
-@pytest.mark.parametrize("fraction", [0.03, 1.0])
+@pytest.mark.parametrize("fraction", [0.03, 0.75, 1.0])
 def test_few_and_many_contexts_held_out(fraction, finished, inside, tmp_path):
     flags = ("--dataset", finished, "--eval-rollouts", 1, *STAGE_2, "--run-dir", tmp_path / "runs")
     assert inside(*flags, "--held-out", fraction)[0] == 0
-    assert len(results_of(only_run(tmp_path))["held_out"]) == {0.03: 1, 1.0: 19}[fraction]
+    assert len(results_of(only_run(tmp_path))["held_out"]) == {0.03: 1, 0.75: 15, 1.0: 19}[fraction]
 
 
 def wait_for(condition, process):
