@@ -2,8 +2,8 @@
 
 The desired speed is the reward parameter of HyperZero (arXiv 2211.15457), alone or together with the length of the
 limbs. The tasks are not part of the benchmark. No method can infer from its transitions what a reward asks for, so they
-are for those that know the context. Importing this module adds them to `aib_envs.TASKS` and registers them with
-gymnasium.
+are for methods that are told, as hyperzero.py is, which imports this module: that adds them to `aib_envs.TASKS` and
+registers them with gymnasium.
 """
 
 import gymnasium as gym
@@ -12,7 +12,7 @@ from dm_control.utils.rewards import tolerance
 import aib_envs
 from aib_envs import LENGTH, Dimension, Task
 
-RUN = Dimension("speed", 2.0, (-5.0, 5.0), (-10.0, 10.0), limits=(-100, 100))  # m/s, backwards if negative
+RUN = Dimension("speed", 2.0, (-5.0, 5.0), (-10.0, 10.0), limits=(-100, 100))  # m/s, negative: backwards
 WALK = Dimension("speed", 1.0, (-2.0, 2.0), (-4.0, 4.0), limits=(-100, 100))
 LEG = 0.95  # m, from Walker's hip to its ankle
 
@@ -25,9 +25,9 @@ TASKS = {
 
 
 class SpeedEnv(aib_envs.SuiteEnv):
-    """A suite task whose reward falls linearly with the distance from the desired speed `context["speed"]`: for Cheetah
-    from 1 at that speed to 0 at a distance of it, for Walker the suite's walking reward in the same way. Where the
-    desired speed is less than 1 m/s, the reward falls as if it were 1 m/s."""
+    """A suite task with the desired speed `context["speed"]`. Cheetah's reward is 1 at that speed and falls linearly to
+    0 at a distance of |speed|, at least 1 m/s; in Walker's walking reward, the part for the speed does. Walker is also
+    to hold its torso above 1.2 m, as in the suite, which it cannot where its legs are much shorter."""
 
     def _build(self, domain, task):
         super()._build(domain, task)

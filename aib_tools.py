@@ -81,13 +81,16 @@ def parse_args(cls, description):
         args.total_timesteps = task.total_timesteps
     at_least = {"seed": 0, "learning_starts": task.steps, "buffer_size": task.steps}  # sampling needs a whole episode
     for name, value in vars(args).items():
-        low, high = (0, 1) if isinstance(value, float) else (at_least.get(name, 1), 2**32 - 1)
+        high = 4096 if name == "code_dim" else 2**32 - 1  # hyperdynamics.py has a model for each of its entries
+        low, high = (0, 1) if isinstance(value, float) else (at_least.get(name, 1), high)
         if type(value) in (int, float) and not low <= value <= high:
             fail(f"--{name.replace('_', '-')} must be from {low} to {high} for {args.env_id}; got {value}")
-    gib = 20 * 4 * args.buffer_size * (task.obs_dim + task.act_dim + 1) * (1 + task.window / task.steps) / 2**30
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
-    if gib > memory:
-        fail(f"--buffer-size {args.buffer_size} takes {gib:,.0f} GiB for {args.env_id}; here are {memory:,.0f}")
+    for name, steps in {"buffer_size": 1, "rollouts": task.steps}.items():  # of one of them, in one context
+        size = getattr(args, name, 0)
+        gib = 20 * 4 * size * steps * (task.obs_dim + task.act_dim + 1) * (1 + task.window / task.steps) / 2**30
+        if gib > memory:
+            fail(f"--{name.replace('_', '-')} {size} takes {gib:,.0f} GiB for {args.env_id}; here are {memory:,.0f}")
     if args.capture_video:
         try:
             importlib.import_module("aib_render").check(args.env_id)  # early, and before MuJoCo is imported

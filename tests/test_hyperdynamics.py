@@ -677,6 +677,7 @@ def test_what_is_not_finite_stops_the_run(finished, tmp_path, in_process, capsys
         (["--horizon", "0"], "--horizon must be from 1"),
         (["--action-hold", "0"], "--action-hold must be from 1"),
         (["--code-dim", "0"], "--code-dim must be from 1"),
+        (["--code-dim", "5000"], "--code-dim must be from 1 to 4096"),
         (["--updates-per-round", "0"], "--updates-per-round must be from 1"),
         (["--lr", "nan"], "--lr must be from 0 to 1"),
         (["--learning-starts", "50"], "--learning-starts must be from 100"),

@@ -688,6 +688,7 @@ DATASET = "--env-id DI --dataset {d}"
     [
         (None, "--no-q", "--no-q needs --no-td"),
         (None, "--epochs 0", "--epochs must be from 1"),
+        (None, "--rollouts 1000000000", "--rollouts 1000000000 takes "),
         (None, "--held-out 1.5", "--held-out must be from 0 to 1 for DI; got 1.5"),
         (None, "--env-id DI --dataset nowhere", "cannot use nowhere/dataset.pt: FileNotFoundError"),
         (None, "--env-id Cartpole --dataset {d}", "it is of DI, which should be Cartpole"),
