@@ -350,6 +350,17 @@ def test_mpc_with_the_true_dynamics_reaches_the_goal(planner):
     assert (returns > 45).all() and returns.mean() > 65, returns
 
 
+def test_without_held_actions_no_plan_reaches_the_goal_in_time():
+    """Why --action-hold is 10: a random walk of 20 independent actions goes nowhere, and the reward is sparse."""
+    context, returns = {"mass": 1.2, "inversion": 1}, {}
+    for hold in (1, 10):
+        agent = TrueDynamics(4, 2, Args(model="global", action_hold=hold))
+        agent.known = [context]
+        envs = aib_envs.make_vec("DI", [context])
+        returns[hold] = aib_envs.evaluate(envs, agent.act, agent.window_size, 1).item()
+    assert returns[1] == 0 and returns[10] > 60
+
+
 def test_prediction_errors_of_the_true_dynamics_are_zero_and_grow_with_the_horizon_otherwise():
     envs = aib_envs.make_vec("DI", aib_envs.eval_contexts("DI"))
     episodes = script.random_episodes(envs, "cpu")
