@@ -274,7 +274,7 @@ class Agent(nn.Module):
             return 2 * torch.rand(len(obs), self.act_dim, generator=generator, device=device).cpu().numpy() - 1
         known = to((history.t + positions >= 0).astype(np.float32)[:, None])
         code = self.infer([to(x) for x in history.window(positions[None])[:2]], known)
-        some = 5 if device.type == "cpu" else len(obs)  # environments at a time: what a cache can hold
+        some = max(2_500 // self.args.candidates, 1) if device.type == "cpu" else len(obs)  # what a cache can hold
         pairs = zip(to(obs).split(some), code.split(some), strict=True)
         return torch.cat([self.plan(*pair, generator) for pair in pairs]).cpu().numpy()
 
