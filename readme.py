@@ -22,6 +22,7 @@ import scipy.stats
 import aib_envs
 import aib_tools
 import report
+import report_agents
 
 README, RESULTS = Path(__file__).parent / "README.md", Path(__file__).parent / "results"
 OURS = "DMA*-SH"
@@ -89,7 +90,7 @@ def one_mode(runs):
     """Says which runs have learned one mode only: in training contexts the other has less than a quarter of it."""
     found = []
     for run in runs:
-        if key := report.mode_of(run.task):
+        if key := report_agents.mode_of(run.task):
             of_mode = np.array([context[key] for context in aib_envs.context_set(run.task, "train")])
             low, high = sorted(run.returns["train"][of_mode == value].mean() for value in np.unique(of_mode))
             if low < high / 4 and high > 10:
@@ -166,7 +167,7 @@ def adaptation_table(agents):
     for task, found in agents.items():
         for method in sorted({agent["method"] for agent in found["adaptation"]}, key=report.rank):
             mine = sorted((a for a in found["adaptation"] if a["method"] == method), key=lambda agent: agent["seed"])
-            own = [report.recovery_rows(task, "", agent["rewards"]) for agent in mine]
+            own = [report_agents.recovery_rows(task, "", agent["rewards"]) for agent in mine]
             joined = lambda kind, key: ", ".join(str(r[kind][key]) for r in own if len(r) > kind)  # noqa: B023
             row = {"task": task, "method": method, "seeds": ", ".join(str(agent["seed"]) for agent in mine)}
             row["reward before"] = joined(0, "reward before")
@@ -242,10 +243,10 @@ def figures(runs, agents, relatives):
         as_arrays = lambda part: {kind: np.array(x) for kind, x in part.items()}
         curves = [(a["method"], as_arrays(a["rewards"]), as_arrays(a["moved"])) for a in found["adaptation"]]
         text = f"Reward and embedding on {task} after the actuators have changed"
-        drawn[f"{task}_adaptation"] = text, report.adaptation_figure(curves, task)
+        drawn[f"{task}_adaptation"] = text, report_agents.adaptation_figure(curves, task)
     if "DI" in agents:
         text = "Paths of a point mass that is to reach the circle, under DR and under DMA*-SH"
-        drawn["DI_paths"] = text, report.paths_figure(agents["DI"]["paths"], "DI")
+        drawn["DI_paths"] = text, report_agents.paths_figure(agents["DI"]["paths"], "DI")
     return drawn
 
 
@@ -290,16 +291,18 @@ def roll_out(directory):
     """What the figures need of the agents in `directory`: {task: {"adaptation": [...], "paths": {...}}}."""
     found = {}
     runs = report.of_one_length(report.read_runs([directory])[0], [])
-    for task in filter(report.mode_of, tasks_of(runs)):
-        own = [(run, report.load_agent(run.directory)) for run in runs if run.task == task]
+    for task in filter(report_agents.mode_of, tasks_of(runs)):
+        own = [(run, report_agents.load_agent(run.directory)) for run in runs if run.task == task]
         found[task] = {"adaptation": []}
         for run, trained in own:
-            parts = [{kind: x.round(3).tolist() for kind, x in part.items()} for part in report.adaptation(trained)]
+            parts = [
+                {kind: x.round(3).tolist() for kind, x in part.items()} for part in report_agents.adaptation(trained)
+            ]
             row = {"run": run.directory.name, "method": run.method, "seed": run.seed}
             found[task]["adaptation"].append(row | {"rewards": parts[0], "moved": parts[1]})
         if task == "DI":
             shown = [trained for run, trained in own if run.method in ("DR", OURS)]
-            found[task]["paths"] = {m: x.round(3).tolist() for m, x in report.paths(shown, task).items()}
+            found[task]["paths"] = {m: x.round(3).tolist() for m, x in report_agents.paths(shown, task).items()}
     return found
 
 

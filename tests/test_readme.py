@@ -11,6 +11,7 @@ import pytest
 import aib_envs
 import readme
 import report
+import report_agents
 
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "README.md").read_text()
@@ -30,7 +31,7 @@ def test_results_say_what_made_them_and_are_small():
     assert len({(config_of(run)["commit"], run.steps) for run in runs}) == 1
     assert re.fullmatch(r"[0-9a-f]{40}", config_of(runs[0])["commit"])
     assert {agent["run"] for found in agents.values() for agent in found["adaptation"]} == {
-        run.directory.name for run in runs if report.mode_of(run.task)
+        run.directory.name for run in runs if report_agents.mode_of(run.task)
     }
     assert all(re.fullmatch(r"[0-9a-f]{40}", config_of(run)["commit"]) for run in relatives)
     files = [path for path in (ROOT / "results").rglob("*") if path.is_file()]

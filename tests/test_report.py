@@ -14,6 +14,7 @@ import scipy.stats
 
 import aib_envs
 import report
+import report_agents
 
 ROOT = Path(__file__).parent.parent
 PAPER = json.loads((ROOT / "results" / "paper_results.json").read_text())
@@ -61,14 +62,16 @@ def test_probability_of_improvement():
 def test_kraskov_on_gaussians(correlation):
     rng = np.random.default_rng(0)
     x, y = rng.multivariate_normal([0, 0], [[1, correlation], [correlation, 1]], 3000).T
-    assert report.kraskov(x, y) == pytest.approx(-0.5 * math.log(1 - correlation**2), abs=0.05)
-    assert report.kraskov(100 * x, y) == pytest.approx(report.kraskov(x, y), abs=1e-3)  # units do not matter
+    assert report_agents.kraskov(x, y) == pytest.approx(-0.5 * math.log(1 - correlation**2), abs=0.05)
+    assert report_agents.kraskov(100 * x, y) == pytest.approx(
+        report_agents.kraskov(x, y), abs=1e-3
+    )  # units do not matter
 
 
 def test_kraskov_on_two_dimensional_gaussians():
     x = np.random.default_rng(0).normal(size=(3000, 2))
     y = x + np.random.default_rng(1).normal(size=(3000, 2))
-    assert report.kraskov(x, y) == pytest.approx(math.log(2), abs=0.07)
+    assert report_agents.kraskov(x, y) == pytest.approx(math.log(2), abs=0.07)
 
 
 @pytest.mark.parametrize("share", [0.5, 0.45])
@@ -76,14 +79,14 @@ def test_a_clean_binary_code_tells_its_entropy(share):
     labels = np.arange(2000) < 2000 * share
     z = np.where(labels[:, None], [0.0, 1.0], [1.0, 0.0]) + 0.01 * np.random.default_rng(0).normal(size=(2000, 2))
     entropy = -share * math.log(share) - (1 - share) * math.log(1 - share)
-    assert report.entropy(labels) == pytest.approx(entropy)
-    assert report.ross(z, labels) == pytest.approx(entropy, abs=0.01)
-    assert report.kraskov(z, labels.astype(float)) == pytest.approx(entropy, abs=0.02)
+    assert report_agents.entropy(labels) == pytest.approx(entropy)
+    assert report_agents.ross(z, labels) == pytest.approx(entropy, abs=0.01)
+    assert report_agents.kraskov(z, labels.astype(float)) == pytest.approx(entropy, abs=0.02)
 
 
 def test_a_code_that_knows_nothing_tells_nothing():
     rng = np.random.default_rng(0)
-    assert report.ross(rng.normal(size=(2000, 8)), rng.integers(0, 20, 2000)) == pytest.approx(0, abs=0.05)
+    assert report_agents.ross(rng.normal(size=(2000, 8)), rng.integers(0, 20, 2000)) == pytest.approx(0, abs=0.05)
 
 
 def test_ross_against_sklearn():
@@ -92,7 +95,7 @@ def test_ross_against_sklearn():
     labels = np.random.default_rng(0).integers(0, 3, 1500)
     x = labels + np.random.default_rng(1).normal(size=1500)
     theirs = mutual_info_classif(x[:, None], labels, n_neighbors=3, random_state=0)[0]
-    assert report.ross(x, labels) == pytest.approx(theirs, abs=0.02)
+    assert report_agents.ross(x, labels) == pytest.approx(theirs, abs=0.02)
 
 
 @pytest.mark.parametrize(("env_id", "mode"), [("DI", "inversion"), ("Walker", None), ("DI-Perm", "permutation")])
@@ -100,8 +103,8 @@ def test_variabilitys_parts_add_up(env_id, mode):
     z = np.random.default_rng(0).normal(size=(20, 30, 8)) * np.linspace(0.1, 2, 8)
     contexts = aib_envs.context_set(env_id, "train")
     z += 3 * np.array([context.get(mode, 0) for context in contexts])[:, None, None]
-    total, *parts = report.variability(z, contexts, mode)
-    assert abs(total - sum(parts)) < 1e-10 and min(parts) >= 0 and report.mode_of(env_id) == mode
+    total, *parts = report_agents.variability(z, contexts, mode)
+    assert abs(total - sum(parts)) < 1e-10 and min(parts) >= 0 and report_agents.mode_of(env_id) == mode
     assert total == pytest.approx(np.cov(z.reshape(-1, 8).T, bias=True).trace() / 8)
     assert (parts[2] < 1e-12) == (mode is None)
 
@@ -109,12 +112,12 @@ def test_variabilitys_parts_add_up(env_id, mode):
 def test_overlap_and_informativeness_of_a_clean_code():
     contexts = aib_envs.context_set("DI", "train")
     code = np.array([[context["inversion"] == 1, context["inversion"] == -1] for context in contexts], float)
-    assert report.overlap(code) == pytest.approx((11 * 10 + 9 * 8) / 380)
+    assert report_agents.overlap(code) == pytest.approx((11 * 10 + 9 * 8) / 380)
     z = code[:, None] + 1e-3 * np.random.default_rng(0).normal(size=(20, 50, 2))
-    c, s, u = report.informativeness(z, contexts, "inversion")
+    c, s, u = report_agents.informativeness(z, contexts, "inversion")
     assert s == pytest.approx(0.688, abs=0.01) and c == pytest.approx(s, abs=0.1) and u == pytest.approx(0, abs=0.1)
     z = np.array([list(context.values()) for context in contexts])[:, None] + 1e-4 * z  # knows the mass too
-    c, s, u = report.informativeness(z, contexts, "inversion")
+    c, s, u = report_agents.informativeness(z, contexts, "inversion")
     assert c == pytest.approx(math.log(20), abs=0.02) and u == pytest.approx(math.log(20) - 0.688, abs=0.2)
 
 
@@ -356,23 +359,23 @@ def test_bad_input_gets_one_line(flags, message, tmp_path):
 
 def test_recovery():
     rewards = np.array([1.0] * 50 + [0.0] * 10 + [0.5] * 10 + [1.0] * 30)
-    level, low, steps = report.recovery(rewards, smooth=1)
+    level, low, steps = report_agents.recovery(rewards, smooth=1)
     assert (level, low, steps) == (1, 0, 20)
-    assert report.recovery(np.array([1.0] * 50 + [0.0] * 50))[2] is None
-    assert report.recovery(np.ones(100))[2] == 0  # nothing was lost
+    assert report_agents.recovery(np.array([1.0] * 50 + [0.0] * 50))[2] is None
+    assert report_agents.recovery(np.ones(100))[2] == 0  # nothing was lost
     lost_again = np.array([1.0] * 50 + [0.5] * 5 + [1.0] * 40 + [0.0] * 5)
-    assert report.recovery(lost_again, smooth=1)[1:] == (0, 5)
+    assert report_agents.recovery(lost_again, smooth=1)[1:] == (0, 5)
 
 
 def test_recovery_rows_tell_adaptation_from_what_is_none():
     steps = lambda after, modes: [
         row["steps to 90 %"]
-        for row in report.recovery_rows("DI", "", {"switch": np.array([1.0] * 50 + after), "modes": modes})
+        for row in report_agents.recovery_rows("DI", "", {"switch": np.array([1.0] * 50 + after), "modes": modes})
     ]
     assert steps([0.0] * 20 + [1.0] * 30, [1.0, 0.9]) == [20]
     assert steps([0.0] * 50, [1.0, 0.9]) == ["not in the episode"] and steps([1.0] * 50, [1, 1]) == ["nothing lost"]
     assert steps([0.0] * 20 + [1.0] * 30, [1.0, 0.4]) == ["masters one mode only"]
-    nothing = report.recovery_rows("DI", "", {"switch": np.zeros(100), "modes": [0.0, 0.0]})
+    nothing = report_agents.recovery_rows("DI", "", {"switch": np.zeros(100), "modes": [0.0, 0.0]})
     assert nothing[0]["steps to 90 %"] == "nothing to lose"
 
 
@@ -382,12 +385,12 @@ def test_a_foreign_window_holds_others_transitions_until_they_have_left_it():
         obs = np.array([[t], [100 + t]], np.float32)
         history.add(obs, obs + 0.5, np.zeros(2), obs + 1, np.zeros(2, bool))
     positions = np.array([[0, 1, 2, 3]])  # transitions 2, 3, 4, 5
-    view = report.MixedWindow(history, np.array([1, 0]), 4)
+    view = report_agents.MixedWindow(history, np.array([1, 0]), 4)
     obs, actions, deltas = view.window(positions)
     assert obs[0, :, 0].tolist() == [102, 103, 4, 5] and obs[1, :, 0].tolist() == [2, 3, 104, 105]
     assert np.array_equal(actions, obs + 0.5) and (deltas == 1).all()
     own = history.window(positions)
-    late = report.MixedWindow(history, np.array([1, 0]), 2).window(positions)
+    late = report_agents.MixedWindow(history, np.array([1, 0]), 2).window(positions)
     assert all(np.array_equal(a, b) for a, b in zip(late, own, strict=True))
 
 
@@ -396,7 +399,7 @@ def test_inversion_inside_an_episode(observe):
     env = aib_envs.gym.make("AIB/DI-v0", context={"inversion": -1, "mass": 0.5}, observe_context=observe).unwrapped
     env.reset(seed=0)
     obs = env.reset(seed=0)[0]
-    report.invert(env, "inversion", obs)
+    report_agents.invert(env, "inversion", obs)
     assert env.context == {"mass": 0.5, "inversion": 1} and (observe is None or obs[-1] == 1)
     env.state[:] = 0
     obs = env.step(np.ones(2, np.float32))[0]
@@ -405,12 +408,12 @@ def test_inversion_inside_an_episode(observe):
 
 
 def test_pairs():
-    assert report.pairs_of("DI", 3)[:3] == [
+    assert report_agents.pairs_of("DI", 3)[:3] == [
         {"mass": 0.8, "inversion": -1},
         {"mass": 0.8, "inversion": 1},
         {"mass": 1.0, "inversion": -1},
     ]
-    twenty = report.pairs_of("Cheetah", 10)
+    twenty = report_agents.pairs_of("Cheetah", 10)
     assert len(twenty) == 20 and all(twenty[i]["length"] == twenty[i ^ 1]["length"] for i in range(20))
 
 

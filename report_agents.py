@@ -1,0 +1,456 @@
+"""What trained agents have understood: embeddings, and what happens when the actuators change inside an episode.
+
+`python report.py --embeddings runs/<dir> ...` starts it and writes report/embeddings.md.
+"""
+
+import copy
+import importlib
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import scipy.special
+import torch
+from scipy.spatial import cKDTree
+from sklearn.manifold import TSNE
+
+import aib_envs
+import aib_tools
+from report import legend, markdown, panels, plt, rank, save, style, write_csv
+
+# ----------------------------------------------- Trained agents: embeddings ------------------------------------------
+
+
+@dataclass
+class Trained:
+    """A finished run's agent, in evaluation."""
+
+    name: str
+    method: str
+    task: str
+    module: object
+    args: object
+    agent: object
+
+    def embed(self, history):
+        """z [n, 8] of the windows that `history` ends with; None for a method without an encoder."""
+        if not hasattr(self.agent, "encoder"):
+            return None
+        positions = self.module.subsample(1, self.agent.window_size, False).numpy()
+        device = self.agent.log_alpha.device
+        with torch.no_grad():
+            self.agent.encoder.eval()
+            return (
+                self.agent.encoder(*(torch.from_numpy(x).to(device) for x in history.window(positions))).cpu().numpy()
+            )
+
+
+def load_agent(directory):
+    """Raises many kinds of errors if `directory` is not that of a finished run."""
+    config = json.loads((directory / "config.json").read_text())
+    module = importlib.import_module(config["script"].removesuffix(".py"))
+    args = module.Args(**config["args"])
+    agent = module.make_agent(args, module.make_envs(args, aib_envs.context_set(args.env_id, "train")[:1]))
+    agent.load_state_dict(aib_tools.read_tensors(directory / "agent.pt"))
+    method = config["method"].replace("star", "*")
+    name = f"{method} (seed {args.seed}, {args.total_timesteps} steps)"
+    return Trained(name, method, args.env_id, module, args, agent)
+
+
+class MixedWindow:
+    """A History whose transitions before step `start` come from other environments of it: those at `rows`."""
+
+    def __init__(self, history, rows, start):
+        self.own, self.other, self.start = history, copy.copy(history), start
+        self.other.obs, self.other.actions = history.obs[rows], history.actions[rows]
+
+    def window(self, positions):
+        foreign = (self.own.t - self.own.window_size + positions < self.start)[..., None]
+        pairs = zip(self.own.window(positions), self.other.window(positions), strict=True)
+        return tuple(np.where(foreign, other, own) for own, other in pairs)
+
+
+def roll_out(trained, contexts, rollout=0, switch=None, foreign=None):
+    """Rewards [n, T], embeddings [n, T, 8] (or None) and observations [n, T + 1, obs_dim] of one episode, deterministic
+    actions. `switch`: key of a binary dimension that takes its other value in the middle. `foreign` [n]: in the middle,
+    each window is filled with what the environment of that index has gone through."""
+    envs, agent = trained.module.make_envs(trained.args, contexts), trained.agent
+    task, n = aib_envs.get_task(trained.task), len(contexts)
+    middle, rewards, embeddings = task.steps // 2, np.zeros((n, task.steps)), []
+    history = aib_envs.History(n, agent.window_size, task.steps, envs.single_observation_space.shape[0], task.act_dim)
+    for t in range(-agent.window_size, task.steps):
+        if t in (-agent.window_size, 0):
+            obs, _ = envs.reset(seed=aib_envs.reset_seeds(n, 2, rollout, int(t < 0)))
+        if switch and t == middle:
+            for row, env in zip(obs, envs.envs, strict=True):
+                invert(env.unwrapped, switch, row)
+        view = MixedWindow(history, foreign, middle) if foreign is not None and t >= middle else history
+        if t >= 0:
+            embeddings.append(trained.embed(view))
+        actions = agent.act(obs, view)
+        next_obs, reward, _, _, infos = envs.step(actions)
+        history.add(obs, actions, reward, next_obs, infos["diverged"])
+        obs = next_obs
+        if t >= 0:
+            rewards[:, t] = reward
+    envs.close()
+    z = None if embeddings[0] is None else np.stack(embeddings, axis=1)
+    return rewards, z, history.obs[:, agent.window_size + 1 :]
+
+
+def invert(env, key, obs):
+    """Gives a binary dimension of an environment's context its other value, and tells those who see the context: in the
+    observation [obs_dim] and in those to come."""
+    dimension = next(d for d in aib_envs.get_task(env.env_id).dimensions if d.key == key)
+    env.context[key] = sum(dimension.values) - env.context[key]
+    if len(env._suffix):
+        env._suffix = aib_envs.context_vector(env.env_id, env.context, env.spec.kwargs["observe_context"] == "scaled")
+        obs[-len(env._suffix) :] = env._suffix
+
+
+def variability(z, contexts, mode):
+    """Theorem A.15: trace of the covariance of z [n, samples, d] over d, and the parts that add up to it: noise within
+    contexts, spread of the contexts' means within a mode, separation of the modes. `contexts`: n dicts; `mode`: key of
+    the binary dimension or None."""
+    labels = np.array([context[mode] if mode else 0 for context in contexts])
+    means, center, d = z.mean(1), z.mean((0, 1)), z.shape[-1]
+    modes = np.stack([means[labels == label].mean(0) for label in labels])  # of each context's mode
+    square = lambda x: float((x**2).sum(-1).mean() / d)
+    return square(z - center), square(z - means[:, None]), square(means - modes), square(modes - center)
+
+
+def cosines(means):
+    unit = means / np.linalg.norm(means, axis=1, keepdims=True)
+    return unit @ unit.T
+
+
+def overlap(means):
+    """Mean pairwise cosine similarity of the contexts' mean embeddings [n, d], without the diagonal."""
+    n = len(means)
+    return float((cosines(means).sum() - n) / (n * (n - 1)))
+
+
+def unit_scale(x):
+    """x [n, ...] as [n, d] with an overall standard deviation of 1, and ties broken by far less than that."""
+    x = np.asarray(x, float).reshape(len(x), -1)
+    return x / max(x.std(), 1e-12) + 1e-9 * np.random.default_rng(0).standard_normal(x.shape)
+
+
+def within(tree, x, radius):
+    """How many points of `tree` lie closer to each x than its radius (max-norm), without itself."""
+    return tree.query_ball_point(x, np.nextafter(radius, 0), p=np.inf, return_length=True) - 1
+
+
+def kraskov(x, y, k=3):
+    """Mutual information in nats of two continuous variables [n, ...]: Kraskov et al. 2004, first estimator."""
+    x, y = unit_scale(x), unit_scale(y)
+    radius = cKDTree(np.hstack([x, y])).query(np.hstack([x, y]), k + 1, p=np.inf)[0][:, -1]
+    counts = [within(cKDTree(part), part, radius) for part in (x, y)]
+    return float(DIGAMMA(k) + DIGAMMA(len(x)) - sum(DIGAMMA(count + 1) for count in counts).mean())
+
+
+def ross(x, labels, k=3):
+    """Mutual information in nats of a continuous [n, ...] and a discrete variable [n]: Ross 2014."""
+    x, labels = unit_scale(x), np.asarray(labels)
+    radius, size = np.zeros(len(x)), np.zeros(len(x))
+    for label in np.unique(labels):
+        same = labels == label
+        radius[same] = cKDTree(x[same]).query(x[same], k + 1, p=np.inf)[0][:, -1]
+        size[same] = same.sum()
+    inside = cKDTree(x).query_ball_point(x, radius, p=np.inf, return_length=True) - 1
+    return float(DIGAMMA(len(x)) + DIGAMMA(k) - DIGAMMA(size).mean() - DIGAMMA(inside).mean())
+
+
+DIGAMMA = scipy.special.digamma
+
+
+def entropy(labels):
+    return float(scipy.stats.entropy(np.unique(labels, return_counts=True)[1]))
+
+
+def informativeness(z, contexts, mode):
+    """I(Z;c), I(Z;S), I(Z;U|S) in nats, of z [n, samples, d]. c is which of the n contexts it is, so at most ln n; S
+    the mode, so at most its entropy; U the continuous dimensions. Without a mode: I(Z;c), None, I(Z;U)."""
+    samples, flat = z.shape[1], z.reshape(-1, z.shape[-1])
+    which = np.repeat(np.arange(len(contexts)), samples)
+    s = np.repeat([context[mode] if mode else 0 for context in contexts], samples)
+    u = np.repeat([[value for key, value in context.items() if key != mode] for context in contexts], samples, axis=0)
+    u = u / u.std(0)
+    given = sum((s == label).mean() * kraskov(flat[s == label], u[s == label]) for label in np.unique(s))
+    return ross(flat, which), ross(flat, s) if mode else None, given
+
+
+def mode_of(task):
+    return next((d.key for d in aib_envs.get_task(task).dimensions if d.values), None)
+
+
+def pairs_of(task, count):
+    """`count` values of the first continuous dimension from the training range, each in both modes: one after the
+    other, so that environment i ^ 1 is the other mode of i."""
+    dimension = next(d for d in aib_envs.get_task(task).dimensions if d.inner)
+    if count == 3:  # of the paper's heatmap
+        values = (
+            [0.8, 1.0, 1.3]
+            if dimension == aib_envs.MASS
+            else [dimension.inner[0], dimension.default, dimension.inner[1]]
+        )
+    else:
+        values = np.linspace(*dimension.inner, count).round(4).tolist()
+    modes = next((d for d in aib_envs.get_task(task).dimensions if d.values), None)
+    return [
+        {dimension.key: v} | ({modes.key: s} if modes else {}) for v in values for s in (modes.values if modes else [0])
+    ]
+
+
+INFORMATION = ("I(Z;c)", "I(Z;S)", "I(Z;U|S)")
+
+
+def embedding_rows(trained):
+    """A row of the diagnostics for each set, and z [60, samples, 8]."""
+    mode, rows, contexts = mode_of(trained.task), [], aib_envs.eval_contexts(trained.task)
+    episodes = [roll_out(trained, contexts, rollout)[1] for rollout in range(5)]  # one alone would tell its start
+    z = np.concatenate([z[:, :: max(1, z.shape[1] // 10)] for z in episodes], axis=1)
+    for i, split in enumerate(aib_envs.SPLITS):
+        part, own = z[20 * i : 20 * i + 20], contexts[20 * i : 20 * i + 20]
+        row = {"task": trained.task, "run": trained.name, "set": split}
+        names = ("variability", "noise within contexts", "spread within modes", "separation of modes")
+        row |= dict(zip(names, (f"{value:.2g}" for value in variability(part, own, mode)), strict=True))
+        row["overlap"] = f"{overlap(part.mean(1)):.2f}"
+        of_s = entropy([context[mode] for context in own]) if mode else 0.0
+        ceilings = (np.log(20), of_s, np.log(20) - of_s)
+        for name, value, ceiling in zip(INFORMATION, informativeness(part, own, mode), ceilings, strict=True):
+            row[name] = "" if value is None else f"{value:.2f} of {ceiling:.2f}"
+        rows.append(row)
+    return rows, z
+
+
+def information_figure(rows, task):
+    """Bars of the three pieces of information for each run and set, under their ceilings."""
+    figure, axes = panels(3, [f"{name} (nats)" for name in INFORMATION], sharey=True)
+    own = [row for row in rows if row["task"] == task]
+    runs = list(dict.fromkeys(row["run"] for row in own))
+    for axis, name in zip(axes, INFORMATION, strict=True):
+        for i, (split, color) in enumerate(zip(aib_envs.SPLITS, ("#0072B2", "#56B4E9", "#E69F00"), strict=True)):
+            values = [row[name].split(" of ") for row in own if row["set"] == split and row[name]]
+            if values:
+                at = np.arange(len(runs)) + 0.27 * (i - 1)
+                axis.bar(at, [float(value) for value, _ in values], 0.25, color=color, label=split)
+                axis.hlines(float(values[0][1]), -0.5, len(runs) - 0.5, color="#000000", linewidth=0.8, label="at most")
+        axis.set_xticks(range(len(runs)), [run.replace(" (", "\n(").replace(", ", "\n") for run in runs], fontsize=6)
+    legend(figure, axes)
+    return figure
+
+
+def embedding_figure(trained, z):
+    """t-SNE of the embeddings, coloured by mode (or the second dimension) and by the first continuous dimension;
+    cosines of six contexts' means."""
+    mode, contexts = mode_of(trained.task), aib_envs.eval_contexts(trained.task)
+    continuous, *others = [d for d in aib_envs.get_task(trained.task).dimensions if d.inner]
+    z = z[:, :: max(1, z.shape[1] // 20)]
+    points = TSNE(init="pca", random_state=0, perplexity=30).fit_transform(z.reshape(-1, z.shape[-1]))
+    first = mode or (others[0].key if others else continuous.key)
+    figure, axes = panels(3, [first, continuous.key, "cosine similarity"], height=3.8, width=4.2)
+    figure.suptitle(trained.name)
+    if mode:
+        labels = np.repeat([context[mode] for context in contexts], z.shape[1])
+        for value, color, marker in zip(np.unique(labels), ("#0072B2", "#E69F00"), ("o", "^"), strict=True):
+            axes[0].plot(*points[labels == value].T, marker, color=color, markersize=2, label=f"{mode} {value:+d}")
+        axes[0].legend(markerscale=3, frameon=False, loc="upper center", bbox_to_anchor=(0.5, 0), ncol=2)
+    for axis, key in zip(axes[mode is not None :], [first, continuous.key][mode is not None :], strict=False):
+        shade = np.repeat([context[key] for context in contexts], z.shape[1])
+        figure.colorbar(axis.scatter(*points.T, c=shade, s=3, cmap="viridis"), ax=axis)
+    for axis in axes[:2]:
+        axis.set_xticks([])
+        axis.set_yticks([])
+    six = pairs_of(trained.task, 3)
+    six.sort(key=lambda context: context.get(mode, 0))
+    similarity = cosines(roll_out(trained, six)[1].mean(1))
+    axes[2].imshow(similarity, vmin=-1, vmax=1, cmap="PuOr")
+    names = [", ".join(f"{value:g}" for value in reversed(context.values())) for context in six]
+    axes[2].set_xticks(range(len(six)), names, rotation=45, ha="right")
+    axes[2].set_yticks(range(len(six)), names)
+    for (i, j), value in np.ndenumerate(similarity):
+        axes[2].text(
+            j, i, f"{value:.2f}", ha="center", va="center", fontsize=7, color="white" if abs(value) > 0.7 else "black"
+        )
+    return figure, similarity, [context.get(mode, 0) for context in six]
+
+
+# ----------------------------------------------- Adaptation inside an episode ----------------------------------------
+
+
+def adaptation(trained, rollouts=4):
+    """What happens when the actuators change in the middle of an episode, and when the window tells of the other mode.
+    Rewards [T] averaged over 20 contexts and rollouts: as `usual`, `switch`, `foreign` (with a window only); `modes`
+    [2]: the reward of each mode before. And how far the embedding has gone from the old to the new context's mean [T],
+    for both."""
+    contexts, key = pairs_of(trained.task, 10), mode_of(trained.task)
+    other = np.arange(len(contexts)) ^ 1
+    kinds = {"usual": {}, "switch": {"switch": key}}
+    if trained.agent.window_size:
+        kinds["foreign"] = {"foreign": other}
+    runs = {
+        kind: [roll_out(trained, contexts, r, **options) for r in range(rollouts)] for kind, options in kinds.items()
+    }
+    rewards = {kind: np.mean([run[0] for run in done], axis=(0, 1)) for kind, done in runs.items()}
+    before = np.mean([run[0][:, : len(run[0][0]) // 2] for run in runs["usual"]], axis=(0, 2))  # [n]
+    rewards["modes"] = np.array([before[::2].mean(), before[1::2].mean()])
+    moved = {}
+    if runs["usual"][0][1] is not None:
+        usual = np.mean([run[1] for run in runs["usual"]], axis=(0, 2))  # each context's mean [n, 8]
+        way = usual[other] - usual
+        if (way**2).sum() > 1e-8:  # else the encoder tells the modes not apart at all
+            for kind, done in runs.items():
+                z = np.mean([run[1] for run in done], axis=0)
+                moved[kind] = ((z - usual[:, None]) * way[:, None]).sum((0, 2)) / (way**2).sum()
+    return rewards, moved
+
+
+def recovery(rewards, share=0.9, smooth=5):
+    """Level of reward before the middle of the episode, the lowest after it, and the steps until the mean of `smooth`
+    rewards has come back to `share` of the level (None: not in this episode)."""
+    middle = len(rewards) // 2
+    level = rewards[middle - middle // 4 : middle].mean()
+    after = np.convolve(rewards[middle:], np.ones(smooth) / smooth, "valid")
+    enough = after >= share * level
+    drop = len(enough) if enough.all() else int(enough.argmin())  # the first time that it is too low
+    back = np.flatnonzero(enough[drop:])
+    return level, after.min(), 0 if enough.all() else int(drop + back[0]) if len(back) else None
+
+
+def adaptation_figure(results, task):
+    """Reward and embedding around the middle of the episode; a line is the mean over the runs of a method."""
+    titles = ["actuators change at 0", "window of the other mode at 0", "embedding: 0 old, 1 new context"]
+    figure, axes = panels(3, titles, width=4.2)
+    for method in dict.fromkeys(method for method, _, _ in results):
+        own = [(rewards, moved) for name, rewards, moved in results if name == method]
+        for axis, kind in zip(axes, ("switch", "foreign"), strict=False):
+            if kind in own[0][0]:
+                draw_steps(axis, np.mean([rewards[kind] for rewards, _ in own], 0), method)
+        if known := [moved["switch"] for _, moved in own if moved]:
+            draw_steps(axes[2], np.mean(known, 0), method)
+    steps, window = aib_envs.get_task(task).steps, aib_envs.get_task(task).window
+    for axis in axes:
+        axis.axvline(0, color="#999999", linewidth=0.8)
+        axis.set_xlim(-min(steps // 4, 2 * window), min(steps // 2, 5 * window))
+        axis.set_xlabel("steps")
+    axes[0].set_ylabel("reward per step")
+    axes[1].sharey(axes[0])
+    legend(figure, axes)
+    return figure
+
+
+def paths(agents, task, starts=8):
+    """Where a double integrator goes: {method: [path [starts, T + 1, 2] for each mode]}, of each method's first agent;
+    the mode that is as built comes first."""
+    mode, first = mode_of(task), {trained.method: trained for trained in reversed(agents)}
+    default = aib_envs.complete_context(task)[mode]
+    contexts = sorted(pairs_of(task, 1), key=lambda context: context[mode] != default)
+    contexts = [{mode: context[mode]} for context in contexts]
+    methods = {method: first[method] for method in sorted(first, key=rank)}
+    episodes = {m: [roll_out(trained, contexts, r)[2] for r in range(starts)] for m, trained in methods.items()}
+    return {method: np.stack(obs, axis=1)[..., :2] for method, obs in episodes.items()}
+
+
+def paths_figure(found, task):
+    """Draws what `paths` has found: a row for each method, a column for each mode."""
+    titles = ["actuators as built", f"actuators {'reversed' if mode_of(task) == 'inversion' else 'swapped'}"]
+    size, circle = (3.0 * len(titles), 3.0 * len(found)), np.linspace(0, 2 * np.pi, 100)
+    figure, axes = plt.subplots(len(found), len(titles), figsize=size, squeeze=False, layout="constrained")
+    for row, (method, modes) in zip(axes, found.items(), strict=True):
+        row[0].set_ylabel(method)
+        for axis, title, points in zip(row, titles, np.asarray(modes), strict=True):
+            axis.plot(0.1 * np.cos(circle), 0.1 * np.sin(circle), color="#009E73", linewidth=1.5)  # the goal
+            axis.plot(*points.transpose(2, 1, 0), color=style(method)["color"], linewidth=0.8)
+            axis.plot(*points[:, 0].T, "o", color="#999999", markersize=3)
+            share = 100 * (np.hypot(*points[:, 1:].transpose(2, 0, 1)) <= 0.1).mean()
+            axis.set_title(f"{title}: at the goal {share:.0f} % of the time", fontsize=8)
+            axis.set(xlim=(-1.05, 1.05), ylim=(-1.05, 1.05), xticks=[], yticks=[], aspect="equal")
+    return figure
+
+
+def recovery_rows(task, run, rewards):
+    """Rows of the table of adaptation times, of what `adaptation` has found."""
+    rows = []
+    for kind, what in {"switch": "actuators change", "foreign": "foreign window"}.items():
+        if kind in rewards:
+            level, low, steps = recovery(np.asarray(rewards[kind]))
+            row = {
+                "task": task,
+                "run": run,
+                "what": what,
+                "reward before": f"{level:.2f}",
+                "lowest after": f"{low:.2f}",
+            }
+            if level < 0.01:
+                steps = "nothing to lose"
+            elif min(rewards["modes"]) < 0.5 * max(rewards["modes"]):  # the other mode's reward is no adaptation
+                steps = "masters one mode only"
+            rows.append(row | {"steps to 90 %": {None: "not in the episode", 0: "nothing lost"}.get(steps, steps)})
+    return rows
+
+
+def draw_steps(axis, values, method):
+    axis.plot(np.arange(len(values)) - len(values) // 2, values, label=method, **style(method))
+
+
+ABOUT_EMBEDDINGS = """Deterministic policies, evaluation-mode encoder. Embeddings: five episodes in each of the 60
+contexts; t-SNE of them, and cosine similarity of the means of six contexts. Variability: trace of the covariance over
+the dimensions, the sum of its three parts. Overlap: mean cosine similarity of the contexts' means. Information in nats
+about which context it is (c), the mode (S), and the continuous dimensions given the mode (U|S), with what is possible
+at most. Adaptation: 20 contexts, four episodes each. In the middle of an episode the actuators change; or, with the
+actuators as they were, the window is filled with what an agent in the other mode, otherwise the same context, has gone
+through. Steps to 90 %: from the change until the mean of five rewards is back at 90 % of the level before.
+"""
+
+
+def embeddings(args):
+    out = Path(args.out)
+    (out / "figures").mkdir(parents=True, exist_ok=True)
+    (out / "tables").mkdir(exist_ok=True)
+    agents, problems = [], []
+    for directory in map(Path, dict.fromkeys(args.embeddings)):
+        try:
+            agents.append((directory, load_agent(directory)))
+        except Exception as error:  # torch's are of many kinds
+            problems.append(f"{directory}: cannot be used ({type(error).__name__}: {str(error).partition(chr(10))[0]})")
+            print(problems[-1], file=sys.stderr)
+    agents.sort(key=lambda pair: (pair[1].task, rank(pair[1].method), pair[1].name))
+    page, rows, times = ["# Trained agents\n", ABOUT_EMBEDDINGS], [], []
+    for task in dict.fromkeys(trained.task for _, trained in agents):
+        page.append(f"## {task}\n")
+        results = []
+        lengths = len({(t.method, t.args.total_timesteps) for _, t in agents}) > len({t.method for _, t in agents})
+        for directory, trained in (pair for pair in agents if pair[1].task == task):
+            if hasattr(trained.agent, "encoder"):
+                own, z = embedding_rows(trained)
+                figure, similarity, labels = embedding_figure(trained, z)
+                page.append(save(figure, out / "figures" / f"{directory.name}_embeddings"))
+                same, off = np.equal.outer(labels, labels), ~np.eye(len(labels), dtype=bool)
+                spread = lambda x: f"{x.min():.2f} to {x.max():.2f}"
+                page.append(f"{trained.name}: cosine similarity within a mode {spread(similarity[same & off])}")
+                if not same.all():
+                    page[-1] += f", across modes {spread(similarity[~same])}"
+                page[-1] += ".\n"
+                rows += own
+            if mode_of(task):
+                rewards, moved = adaptation(trained)
+                label = f"{trained.method}, {trained.args.total_timesteps} steps" if lengths else trained.method
+                results.append((label, rewards, moved))
+                times += recovery_rows(task, trained.name, rewards)
+        if aib_envs.get_task(task).physics == "DoubleIntegrator" and mode_of(task):
+            own = [trained for _, trained in agents if trained.task == task]
+            page.append(save(paths_figure(paths(own, task), task), out / "figures" / f"{task}_paths"))
+        if any(row["task"] == task for row in rows):
+            page.append(save(information_figure(rows, task), out / "figures" / f"{task}_information"))
+        if results:
+            page.append(save(adaptation_figure(results, task), out / "figures" / f"{task}_adaptation"))
+    for name, table in {"embeddings": rows, "adaptation": times}.items():
+        if table:
+            page.append(markdown(table))
+            write_csv(out / "tables" / f"{name}.csv", table)
+    page += [f"- {problem}" for problem in problems]
+    (out / "embeddings.md").write_text("\n".join(page) + "\n")
+    print(f"{len(agents)} agents: {out / 'embeddings.md'}")
