@@ -189,6 +189,16 @@ def relatives_table(runs, name):
     return rows
 
 
+def held_out_table(runs):
+    """Of hyperzero.py's runs with --held-out: a row for each task and method."""
+    rows = []
+    for task in tasks_of(runs):
+        for row in report.experts_table(runs, task):
+            own = {"task": task, "method": row["method"], "seeds": len(of(runs, task, row["method"]))}
+            rows.append(own | {key: value for key, value in row.items() if key != "its experts, train"})
+    return rows
+
+
 def speed_table():
     """Of bench.py's results: a row for each method."""
     measured, rows = json.loads((RESULTS / "speed.json").read_text()), []
@@ -268,6 +278,7 @@ def parts(runs, agents, relatives, drawn):
         "cost": table(cost_table(runs)),
         "benchmark": table(benchmark_table()),
         **{name: table(relatives_table(relatives, name)) + "\n" + pictures(f"_{name}") for name in RELATIVES},
+        "held_out": table(held_out_table(report.read_runs([RESULTS / "held_out"])[0])),
         "steps": pictures("_steps"),
         "speed": table(speed_table()),
     }

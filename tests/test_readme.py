@@ -168,6 +168,17 @@ def test_numbers_of_the_speed_section():
     assert f"{two['training']['DMAstar-SH']['updates_per_second']:.0f} updates/s" in " ".join(prose.split())
 
 
+def test_held_out():
+    runs = [made("DI", "HyperZero", seed, 10 * seed) for seed in (1, 2)] + [made("DI", "MLP", 1, 5)]
+    for run in runs:
+        run.metrics[-1]["experts"], run.held_out = list(range(20)), [1, 3]
+    rows = readme.held_out_table(runs)
+    assert [(row["method"], row["seeds"], row["held out"], row["its experts, held out"]) for row in rows] == [
+        ("HyperZero", 2, "10.0, 20.0", "2.0, 2.0"),
+        ("MLP", 1, "5.0", "2.0"),
+    ]
+
+
 def test_relatives():
     zero, dynamics = made("DI", "HyperZero", 1, 50.0), made("DI", "HyperDynamics", 1, 70.0)
     zero.script, dynamics.script = "hyperzero.py", "hyperdynamics.py"
