@@ -616,6 +616,25 @@ def test_held_out_contexts_are_not_learned_from(finished, inside, tmp_path):
     assert results_of(directory)["held_out"] != held_out
 
 
+def test_what_an_expert_did_is_learned_for_its_own_context(finished, inside, monkeypatch, tmp_path):
+    directory, calls = Path(shutil.copytree(finished, tmp_path / finished.name)), []
+    data = torch.load(directory / "dataset.pt", weights_only=True)
+    data["dataset"]["actions"][:] = torch.arange(20.0)[:, None, None, None] / 20  # which context it is
+    torch.save(data, directory / "dataset.pt")
+    flags = ["--dataset", directory, "--held-out", 0.15, "--epochs", 1, "--run-dir", tmp_path / "runs"]
+    monkeypatch.setattr(sys, "argv", ["hyperzero.py", *map(str, flags), "--eval-rollouts", "1"])
+    update = script.Agent.update
+    monkeypatch.setattr(script.Agent, "update", lambda self, *batch: calls.append(batch) or update(self, *batch))
+    script.train(aib_tools.parse_args(script.Args, ""))
+    contexts = aib_envs.context_set("DI", "train")
+    for vectors, _, actions, *_ in calls:
+        numbers = (20 * actions[:, :, 0]).round().int()
+        assert vectors.shape == (17, 2) and (numbers == numbers[:, :1]).all() and len(numbers.unique()) == 17
+        for vector, i in zip(vectors, numbers[:, 0].tolist(), strict=True):
+            np.testing.assert_allclose(vector, aib_envs.context_vector("DI", contexts[i], scaled=True))
+    assert calls
+
+
 @pytest.mark.parametrize("fraction", [0.03, 0.75, 1.0])
 def test_few_and_many_contexts_held_out(fraction, finished, inside, tmp_path):
     flags = ("--dataset", finished, "--eval-rollouts", 1, *STAGE_2, "--run-dir", tmp_path / "runs")
