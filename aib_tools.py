@@ -37,6 +37,13 @@ def fail(message, code=2):
     sys.exit(code)
 
 
+def on_error(kind, error, trace):
+    """`sys.excepthook` of the scripts: one line where memory is full, which PyTorch says with a mere RuntimeError."""
+    if "can't allocate memory" in str(error):
+        fail(str(error).partition("DefaultCPUAllocator: ")[2])
+    sys.__excepthook__(kind, error, trace)
+
+
 # ---------------------------------------------------- Command line ---------------------------------------------------
 
 
@@ -58,6 +65,7 @@ def parse_args(cls, description):
     With `--resume` and `--eval-only` the arguments of that run's config.json are the defaults, and only `FREE` may
     change. `total_timesteps` None becomes the task's own; `context`, tuple of "key=value", becomes a dict or None.
     """
+    sys.excepthook = on_error
     args = read_flags(cls, description, cls())
     if (args.context and not args.eval_only) or (args.eval_only and (args.resume or args.track)):
         fail("--context needs --eval-only, which goes neither with --resume nor with --track")

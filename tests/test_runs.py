@@ -147,6 +147,23 @@ def test_a_full_gpu_gets_one_line(tmp_path, monkeypatch, capsys):
     assert ended.value.code == 2 and capsys.readouterr().err.startswith("dr_sac.py: CUDA out of memory")
 
 
+@pytest.mark.parametrize(
+    ("statement", "code", "line"),
+    [
+        ("torch.empty(10**15)", 2, r"dr_sac.py: can't allocate memory: you tried to allocate 4000000000000000 bytes.*"),
+        ("raise RuntimeError('else')", 1, "RuntimeError: else"),
+    ],
+)
+def test_full_memory_gets_one_line_and_other_errors_a_traceback(statement, code, line):
+    program = f"import aib_tools, dr_sac, torch; aib_tools.parse_args(dr_sac.Args, ''); {statement}"
+    setup = "import sys; sys.argv = ['dr_sac.py']; sys.path.insert(0, '.'); "
+    process = subprocess.run(
+        [sys.executable, "-c", setup + program], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert process.returncode == code and re.fullmatch(line, process.stderr.splitlines()[-1])
+    assert (len(process.stderr.splitlines()) == 1) == (code == 2)
+
+
 def test_ctrl_c_while_a_checkpoint_is_written(tmp_path, monkeypatch):
     class Interrupted(io.FileIO):
         def write(self, data):
