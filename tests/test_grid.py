@@ -166,10 +166,10 @@ def test_damaged_files_do_not_lose_a_run_or_stop_the_grid(tmp_path):
 def test_ctrl_c_stops_the_grid_with_checkpoints(tmp_path):
     env = os.environ | {"PYTHON": sys.executable, "FLAGS": SHORT, "STEPS": "100000", "JOBS": "2"}
     env |= {"ENVS": "DI", "METHODS": "DR", "SEEDS": "1 2 3"}
+    heard = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # the tests may have been started where it is ignored
+    options = {"cwd": tmp_path, "env": env, "start_new_session": True, "preexec_fn": heard}
     with open(tmp_path / "out", "w") as out:
-        process = subprocess.Popen(
-            [str(ROOT / "runs.sh")], cwd=tmp_path, env=env, stdout=out, stderr=out, start_new_session=True
-        )
+        process = subprocess.Popen([str(ROOT / "runs.sh")], stdout=out, stderr=out, **options)
     wait_for(lambda: len(lines_of(tmp_path / "runs")) == 2 and min(lines_of(tmp_path / "runs").values()) > 1)
     os.killpg(process.pid, signal.SIGINT)
     assert process.wait(timeout=120) == 130

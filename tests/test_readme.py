@@ -48,6 +48,10 @@ def test_the_equations_code_is_in_the_script():
     assert len(code) == 8 and set(code) <= set(lines)
 
 
+def test_the_benchmark_is_its_thirteen_tasks_and_no_other():
+    assert len(readme.benchmark_table()) == 13
+
+
 def test_fill():
     page = "a\n<!-- one -->\nold\n<!-- end -->\nb\n<!-- two -->\n<!-- end -->\n"
     filled = "a\n<!-- one -->\nnew\n<!-- end -->\nb\n<!-- two -->\n2\n<!-- end -->\n"
