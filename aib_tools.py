@@ -40,7 +40,7 @@ def fail(message, code=2):
 def on_error(kind, error, trace):
     """`sys.excepthook` of the scripts: one line where memory is full, which PyTorch says with a mere RuntimeError."""
     if "can't allocate memory" in str(error):
-        fail(str(error).partition("DefaultCPUAllocator: ")[2])
+        fail(str(error).rpartition("DefaultCPUAllocator: ")[2])
     sys.__excepthook__(kind, error, trace)
 
 

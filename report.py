@@ -424,10 +424,9 @@ def legend(figure, axes):
     for axis in axes:
         found |= dict(zip(*reversed(axis.get_legend_handles_labels()), strict=True))
     if found:
-        columns = int(figure.get_figwidth() / (0.09 * max(map(len, found)) + 0.8))  # inches for a letter, for a line
-        figure.legend(
-            found.values(), found.keys(), loc="outside lower center", ncol=min(len(found), columns), frameon=False
-        )
+        fit = int(figure.get_figwidth() / (0.09 * max(map(len, found)) + 0.8))  # inches for a letter, for a line
+        columns = max(min(len(found), fit), 1)
+        figure.legend(found.values(), found.keys(), loc="outside lower center", ncol=columns, frameon=False)
 
 
 def draw_band(axis, x, values, method):

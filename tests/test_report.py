@@ -230,6 +230,16 @@ def test_models_and_experts(tmp_path):
     assert row == {"method": "HyperZero", "its experts, train": "10.0, 20.0"}
 
 
+@pytest.mark.parametrize("length", [2, 20, 200])
+def test_legends_have_as_many_columns_as_fit(length):
+    figure, axes = report.panels(2, ["", ""])
+    for i in range(6):
+        axes[0].plot([0, 1], label=f"{i}" * length)
+    report.legend(figure, axes)
+    assert figure.legends[0]._ncols == {2: 6, 20: 2, 200: 1}[length]
+    report.plt.close(figure)
+
+
 def test_what_experts_have_not_taught(tmp_path):
     run = make_run(tmp_path / "runs", "HyperZero", 1, 50)
     results = json.loads((run / "results.json").read_text())
