@@ -345,7 +345,7 @@ def plan(run_dir, jobs):
         module = importlib.import_module(script.removesuffix(".py"))
         args = parse_args(module.Args, "")
         if (name := module.method_name(args)) != method:
-            fail(f"with these FLAGS, {method} is {name}")
+            fail(f"{method} of runs.sh is {name} to method_name in {script} with these flags; the two must be the same")
         args, defaults = vars(args), vars(module.Args())  # a default stands for a flag that a run did not have yet
         own = args.keys() - FREE - {"run_dir", "resume", "eval_only", "context"} | {"total_timesteps", "eval_rollouts"}
         if args.get("dataset"):  # these flags are those of the data set's run

@@ -20,7 +20,6 @@ import numpy as np
 import scipy.stats
 
 import aib_envs
-import aib_speed
 import aib_tools
 import report
 import report_agents
@@ -64,19 +63,19 @@ def published():
 
 
 def benchmark_table():
-    """The benchmark's tasks; ODE-1 to ODE-20 are not in it."""
+    """A row for each of the benchmark's tasks."""
     rows = []
-    for name, task in aib_envs.TASKS.items():
-        if not name.startswith("ODE-") and name not in aib_speed.TASKS:
-            context = [
-                f"{d.key} {d.values[0]} or {d.values[1]}"
-                if d.values
-                else f"{d.key} {d.inner[0]:g} to {d.inner[1]:g} ({d.outer[0]:g} to {d.outer[1]:g})"
-                for d in task.dimensions
-            ]
-            row = {"task": name, "physics": task.physics, "context (eval-out)": ", ".join(context)}
-            row |= {"overlapping": "yes" if task.overlap else "no", "episode": task.steps, "K": task.window}
-            rows.append(row | {"training": f"{task.total_timesteps:,}", "bound of returns": f"{task.bounds[1]:,}"})
+    for name in report.BENCHMARK:
+        task = aib_envs.get_task(name)
+        context = [
+            f"{d.key} {d.values[0]} or {d.values[1]}"
+            if d.values
+            else f"{d.key} {d.inner[0]:g} to {d.inner[1]:g} ({d.outer[0]:g} to {d.outer[1]:g})"
+            for d in task.dimensions
+        ]
+        row = {"task": name, "physics": task.physics, "context (eval-out)": ", ".join(context)}
+        row |= {"overlapping": "yes" if task.overlap else "no", "episode": task.steps, "K": task.window}
+        rows.append(row | {"training": f"{task.total_timesteps:,}", "bound of returns": f"{task.bounds[1]:,}"})
     return rows
 
 
@@ -101,8 +100,8 @@ def one_mode(runs):
 
 
 def paper_table(runs):
-    """Scaled AER, IQM over tasks and seeds, beside the paper's. The tasks are those of DMA*-SH; a method that lacks one
-    of them has no row."""
+    """Scaled AER, IQM over tasks and seeds and its interval (from three seeds a task on), beside the paper's. The tasks
+    are those of DMA*-SH; a method that lacks one of them has no row."""
     rows, columns = [], published()["normalised_IQM"]["columns"]
     for kind, overlap in OVERLAP.items():
         tasks = [task for task in tasks_of(runs) if of(runs, task, OURS) and aib_envs.get_task(task).overlap == overlap]
@@ -113,7 +112,11 @@ def paper_table(runs):
             own = [group[: min(map(len, own))] for group in own]
             row = {"kind": kind, "tasks": ", ".join(tasks), "method": method, "seeds": len(own[0])}
             for split, name in SPLITS.items():
-                row[split] = f"{report.iqm([run.scaled(split) for group in own for run in group]):.2f}"
+                scaled = [[run.scaled(split) for run in group] for group in own]
+                row[split] = f"{report.iqm(np.concatenate(scaled)):.2f}"
+                if row["seeds"] >= 3:
+                    low, high = report.bootstrap(scaled, report.pooled_iqm)
+                    row[split] += f" [{low:.2f}, {high:.2f}]"
                 values = published()["normalised_IQM"][name][KINDS[kind]]
                 row[f"paper, {split}"] = f"{values[columns.index(method)]:.2f}" if method in columns else ""
             rows.append(row)
@@ -132,24 +135,22 @@ def verdict(x, y):
 
 def claims_table(runs):
     """A row for each claim and task for which there are runs."""
-    rows, columns = [], published()["normalised_IQM"]["columns"]
+    rows = []
     for (claim, one, share, other, kinds), task in itertools.product(CLAIMS, aib_envs.TASKS):
         kind = next(kind for kind, overlap in OVERLAP.items() if overlap == aib_envs.get_task(task).overlap)
         groups = [of(runs, task, method) for method in (one, other)]
         if not all(groups) or kind not in kinds:
             continue
         row = {"claim": claim, "task": task, "seeds": " and ".join(str(len(group)) for group in groups)}
-        for split, key in SPLITS.items():
+        for split in SPLITS:
             x, y = ([run.aer(split) for run in group] for group in groups)
-            a, b = (published()["normalised_IQM"][key][KINDS[kind]][columns.index(method)] for method in (one, other))
             row[split] = f"{report.iqm(x):.1f} and {report.iqm(y):.1f}: {verdict(x, share * np.array(y))}"
-            row[f"paper, {split}"] = f"{a:.2f} and {b:.2f}"
         rows.append(row)
     return rows
 
 
-def cost_table(runs):
-    """Hours of one thread: a row for each task, a column for each method."""
+def cost_table(runs, relatives):
+    """Hours of one thread: a row for each task, a column for each method; and a row for the `relatives`."""
     rows, methods = [], list(report.by_method(runs))
     hours = lambda own: sum(sum(run.metrics[-1]["seconds"].values()) for run in own) / 3600
     for task in [*tasks_of(runs), "all"]:
@@ -159,7 +160,8 @@ def cost_table(runs):
             times = [hours([run]) for run in own if run.method == method]
             row[f"{method}, a run"] = f"{min(times):.2f} to {max(times):.2f}" if times else ""
         rows.append(row)
-    return rows
+    last = {"task": "relatives (below)", "runs": len(relatives), "hours": f"{hours(relatives):.1f}"}
+    return [*rows, dict.fromkeys(rows[0], "") | last] if relatives else rows
 
 
 def adaptation_table(agents):
@@ -204,7 +206,7 @@ def speed_table():
     """Of bench.py's results: a row for each method."""
     measured, rows = json.loads((RESULTS / "speed.json").read_text()), []
     for method, loop in measured["training"].items():
-        row = {"method": method.replace("star", "*"), "updates/s": f"{loop['updates_per_second']:.1f}"}
+        row = {"method": report.paper_name(method), "updates/s": f"{loop['updates_per_second']:.1f}"}
         row |= {"env steps/s": f"{loop['env_steps_per_second']:,.0f}"}
         row |= {
             "an evaluation, s": f"{loop['evaluation_seconds']:.1f}",
@@ -267,6 +269,7 @@ def parts(runs, agents, relatives, drawn):
         f"![{text}](results/figures/{name}.png)\n" for name, text in drawn.items() if name.endswith(end)
     )
     table = lambda rows: report.markdown(rows) if rows else "No results yet.\n"
+    held_out = report.read_runs([RESULTS / "held_out"])[0]
     return {
         "paths": pictures("_paths"),
         "results": table(results_table(runs)),
@@ -276,10 +279,10 @@ def parts(runs, agents, relatives, drawn):
         "claims": table(claims_table(runs)),
         "adaptation": table(adaptation_table(agents)),
         "inversions": pictures("_adaptation"),
-        "cost": table(cost_table(runs)),
+        "cost": table(cost_table(runs, relatives + held_out)),
         "benchmark": table(benchmark_table()),
         **{name: table(relatives_table(relatives, name)) + "\n" + pictures(f"_{name}") for name in RELATIVES},
-        "held_out": table(held_out_table(report.read_runs([RESULTS / "held_out"])[0])),
+        "held_out": table(held_out_table(held_out)),
         "steps": pictures("_steps"),
         "speed": table(speed_table()),
     }
@@ -299,6 +302,11 @@ def fill(page, contents):
     return page
 
 
+def median_run(runs):
+    """The run with the median training return, of an even number the lower one."""
+    return sorted(runs, key=lambda run: run.aer("train"))[(len(runs) - 1) // 2]
+
+
 def roll_out(directory):
     """What the figures need of the agents in `directory`: {task: {"adaptation": [...], "paths": {...}}}."""
     found = {}
@@ -313,7 +321,8 @@ def roll_out(directory):
             row = {"run": run.directory.name, "method": run.method, "seed": run.seed}
             found[task]["adaptation"].append(row | {"rewards": parts[0], "moved": parts[1]})
         if task == "DI":
-            shown = [trained for run, trained in own if run.method in ("DR", OURS)]
+            medians = [median_run(group).directory for method in ("DR", OURS) if (group := of(runs, task, method))]
+            shown = [trained for run, trained in own if run.directory in medians]
             found[task]["paths"] = {m: x.round(3).tolist() for m, x in report_agents.paths(shown, task).items()}
     return found
 

@@ -14,6 +14,7 @@ import importlib
 import itertools
 import json
 import os
+import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +28,7 @@ import scipy.stats
 import tyro
 
 import aib_envs
-import aib_speed
+import aib_speed  # noqa: F401 (its tasks have reports, too)
 import aib_tools
 
 matplotlib.use("Agg")
@@ -41,7 +42,7 @@ SETS = [*aib_envs.SPLITS, "all sets"]
 STYLE = {
     "DR": ("#000000", "-"),
     "Concat": ("#E69F00", "--"),
-    "DA": ("#56B4E9", "-."),
+    "DA": ("#56B4E9", (0, (8, 2))),
     "DMA": ("#009E73", ":"),
     "DMA-Pearl": ("#CC79A7", (0, (5, 1))),
     "DMA*": ("#0072B2", (0, (3, 1, 1, 1))),
@@ -49,6 +50,9 @@ STYLE = {
 }
 MORE = itertools.product(["--", ":", "-."], ["#882255", "#44AA99", "#999933", "#332288", "#AA4499", "#117733"])  # Tol's
 MARKERS = "os^Dv*PX<>"
+# The tasks of the aggregates.
+BENCHMARK = ["DI", "DI-Friction", "DI-Perm", "ODE", "Cartpole", "Cheetah", "Reacher-E", "Reacher-H", "Reacher-H-Perm"]
+BENCHMARK += ["BallInCup", "Walker", "WalkerGym", "HopperGym"]
 
 
 @dataclass
@@ -136,6 +140,11 @@ def read_metrics(path, problems):
     return metrics
 
 
+def paper_name(method):
+    """A method's name as in the paper."""
+    return re.sub("^DMAstar", "DMA*", method)
+
+
 def read_runs(directories):
     """The finished runs below `directories`, and a list of what cannot be used (str)."""
     runs, problems = [], []
@@ -157,7 +166,7 @@ def read_runs(directories):
                     raise ValueError("returns must be 20 x rollouts finite numbers in each set")
                 if results["contexts"] != {split: aib_envs.context_set(args["env_id"], split) for split in returns}:
                     raise ValueError("its contexts are not the benchmark's")
-                fields = config["method"].replace("star", "*"), int(args["seed"]), int(args["total_timesteps"]), args
+                fields = paper_name(config["method"]), int(args["seed"]), int(args["total_timesteps"]), args
                 metrics, held_out = read_metrics(run / "metrics.jsonl", problems), results.get("held_out", [])
                 runs.append(Run(run, args["env_id"], *fields, config.get("script"), returns, metrics, held_out))
             except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
@@ -166,12 +175,15 @@ def read_runs(directories):
 
 
 def settings(run):
-    """The arguments that change what a run learns, and how far they are from its script's defaults, which also stand
-    for flags that the script did not have yet."""
-    free = aib_tools.FREE | {"seed", "run_dir", "env_id", "dataset", "resume", "eval_only", "context"}
-    defaults = vars(importlib.import_module(run.script.removesuffix(".py")).Args()) if run.script else {}
+    """The script and the arguments that change what a run learns, and how far these are from the script's defaults,
+    which also stand for flags that the script did not have yet."""
+    free = aib_tools.FREE | {"seed", "run_dir", "env_id", "dataset", "resume", "eval_only", "context", "eval_every"}
+    defaults = {}
+    with contextlib.suppress(ImportError):  # the script is not here any more
+        defaults = vars(importlib.import_module(run.script.removesuffix(".py")).Args()) if run.script else {}
     own = {name: value for name, value in (defaults | run.args).items() if name not in free}
-    return own, sum(name not in defaults or defaults[name] != value for name, value in own.items())
+    far = sum(name not in defaults or defaults[name] != value for name, value in own.items())
+    return own | {"script": run.script}, far
 
 
 def tell_apart(runs, problems):
@@ -319,11 +331,10 @@ def scores(runs, split):
 
 
 def for_aggregates(runs, problems):
-    """The runs without ODE-1 ... ODE-20, of which ODE is one, and without tasks that are not of the benchmark; says
-    where a method has fewer seeds on some tasks."""
-    if left := sorted({run.task for run in runs if run.task.startswith("ODE-")}):
-        problems.append(f"{', '.join(left)}: not in the aggregates, which hold ODE alone")
-    kept = [run for run in runs if run.task not in left and run.task not in aib_speed.TASKS]
+    """The runs of the benchmark's 13 tasks (ODE-2 is there as ODE); says where a method has fewer seeds on some."""
+    kept = [run for run in runs if run.task in BENCHMARK]
+    if left := sorted({run.task for run in runs} - set(BENCHMARK)):
+        problems.append(f"{', '.join(left)}: not in the aggregates, which hold the 13 tasks of the benchmark")
     for method, own in by_method(kept).items():
         counts = collections.Counter(run.task for run in own)
         if len(set(counts.values())) > 1:
@@ -495,8 +506,9 @@ def context_figure(runs, task, zero):
     dimensions = aib_envs.get_task(task).dimensions
     continuous, modes = [d for d in dimensions if d.inner][:2], next((d for d in dimensions if d.values), None)
     shown = [(continuous[0], value) for value in modes.values] if modes else [(d, None) for d in continuous]
+    sign = "+" if modes and min(modes.values) < 0 else ""
     figure, axes = panels(
-        len(shown), [f"{modes.key} {v:+d}" if modes else d.key for d, v in shown], sharey=True, width=4.5
+        len(shown), [f"{modes.key} {v:{sign}d}" if modes else d.key for d, v in shown], sharey=True, width=4.5
     )
     for axis, (dimension, value) in zip(axes, shown, strict=True):
         axis.axvspan(*dimension.inner, color="#EEEEEE", linewidth=0, label="training range")

@@ -18,7 +18,7 @@ from sklearn.manifold import TSNE
 
 import aib_envs
 import aib_tools
-from report import legend, markdown, panels, plt, rank, save, style, write_csv
+from report import legend, markdown, panels, paper_name, plt, rank, save, style, write_csv
 
 # ----------------------------------------------- Trained agents: embeddings ------------------------------------------
 
@@ -54,7 +54,7 @@ def load_agent(directory):
     args = module.Args(**config["args"])
     agent = module.make_agent(args, module.make_envs(args, aib_envs.context_set(args.env_id, "train")[:1]))
     agent.load_state_dict(aib_tools.read_tensors(directory / "agent.pt"))
-    method = config["method"].replace("star", "*")
+    method = paper_name(config["method"])
     name = f"{method} (seed {args.seed}, {args.total_timesteps} steps)"
     return Trained(name, method, args.env_id, module, args, agent)
 
@@ -320,10 +320,17 @@ def recovery(rewards, share=0.9, smooth=5):
     return level, after.min(), 0 if enough.all() else int(drop + back[0]) if len(back) else None
 
 
+def masters_both(rewards):
+    """Does the agent earn rewards in both modes, in the worse one at least half as much as in the better one?"""
+    return min(rewards["modes"]) >= max(0.5 * max(rewards["modes"]), 0.01)
+
+
 def adaptation_figure(results, task):
-    """Reward and embedding around the middle of the episode; a line is the mean over the runs of a method."""
-    titles = ["actuators change at 0", "window of the other mode at 0", "embedding: 0 old, 1 new context"]
+    """Reward and embedding around the middle of the episode; a line is the mean over the runs of a method that master
+    both modes."""
+    titles = ["actuators change at 0", "foreign window from 0 on", "embedding: 0 old, 1 new context"]
     figure, axes = panels(3, titles, width=4.2)
+    results = [result for result in results if masters_both(result[1])]
     for method in dict.fromkeys(method for method, _, _ in results):
         own = [(rewards, moved) for name, rewards, moved in results if name == method]
         for axis, kind in zip(axes, ("switch", "foreign"), strict=False):
@@ -344,30 +351,31 @@ def adaptation_figure(results, task):
 
 def paths(agents, task, starts=8):
     """Where a double integrator goes: {method: [path [starts, T + 1, 2] for each mode]}, of each method's first agent;
-    the mode that is as built comes first."""
+    the default mode comes first. The starts are the same in both."""
     mode, first = mode_of(task), {trained.method: trained for trained in reversed(agents)}
     default = aib_envs.complete_context(task)[mode]
     contexts = sorted(pairs_of(task, 1), key=lambda context: context[mode] != default)
     contexts = [{mode: context[mode]} for context in contexts]
     methods = {method: first[method] for method in sorted(first, key=rank)}
-    episodes = {m: [roll_out(trained, contexts, r)[2] for r in range(starts)] for m, trained in methods.items()}
-    return {method: np.stack(obs, axis=1)[..., :2] for method, obs in episodes.items()}
+    one = lambda trained, context: np.concatenate([roll_out(trained, [context], r)[2] for r in range(starts)])[..., :2]
+    return {method: np.stack([one(trained, context) for context in contexts]) for method, trained in methods.items()}
 
 
 def paths_figure(found, task):
     """Draws what `paths` has found: a row for each method, a column for each mode."""
-    titles = ["actuators as built", f"actuators {'reversed' if mode_of(task) == 'inversion' else 'swapped'}"]
+    titles = ["normal actuators", f"{'reversed' if mode_of(task) == 'inversion' else 'swapped'} actuators"]
     size, circle = (3.0 * len(titles), 3.0 * len(found)), np.linspace(0, 2 * np.pi, 100)
     figure, axes = plt.subplots(len(found), len(titles), figsize=size, squeeze=False, layout="constrained")
     for row, (method, modes) in zip(axes, found.items(), strict=True):
         row[0].set_ylabel(method)
         for axis, title, points in zip(row, titles, np.asarray(modes), strict=True):
-            axis.plot(0.1 * np.cos(circle), 0.1 * np.sin(circle), color="#009E73", linewidth=1.5)  # the goal
+            axis.plot(0.1 * np.cos(circle), 0.1 * np.sin(circle), color="#009E73", linewidth=1.5, label="goal")
             axis.plot(*points.transpose(2, 1, 0), color=style(method)["color"], linewidth=0.8)
-            axis.plot(*points[:, 0].T, "o", color="#999999", markersize=3)
+            axis.plot(*points[:, 0].T, "o", color="#999999", markersize=3, label="start")
             share = 100 * (np.hypot(*points[:, 1:].transpose(2, 0, 1)) <= 0.1).mean()
-            axis.set_title(f"{title}: at the goal {share:.0f} % of the time", fontsize=8)
+            axis.set_title(f"{title}: {share:.0f} % of the steps at the goal", fontsize=8)
             axis.set(xlim=(-1.05, 1.05), ylim=(-1.05, 1.05), xticks=[], yticks=[], aspect="equal")
+    legend(figure, axes[0])
     return figure
 
 
@@ -386,7 +394,7 @@ def recovery_rows(task, run, rewards):
             }
             if level < 0.01:
                 steps = "nothing to lose"
-            elif min(rewards["modes"]) < 0.5 * max(rewards["modes"]):  # the other mode's reward is no adaptation
+            elif not masters_both(rewards):  # the other mode's reward is no adaptation
                 steps = "masters one mode only"
             rows.append(row | {"steps to 90 %": {None: "not in the episode", 0: "nothing lost"}.get(steps, steps)})
     return rows

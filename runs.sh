@@ -13,6 +13,7 @@ SEEDS=${SEEDS:-1 2 3 4 5 6 7 8 9 10}
 STEPS=${STEPS:-}              # default: each task's own number
 FLAGS=${FLAGS:-}              # more flags for every run, such as "--track"
 RUN_DIR=${RUN_DIR:-runs}      # runs are made here; what they print goes to $RUN_DIR/logs
+at_once=${JOBS:+%$JOBS}       # Slurm: as many at a time as JOBS says, or as Slurm likes
 JOBS=${JOBS:-$(env -u OMP_NUM_THREADS nproc)}  # runs at a time, with one thread each
 PYTHON=${PYTHON:-python}
 RUNNER=${RUNNER:-local}       # or slurm
@@ -57,7 +58,7 @@ script_of() {  # a method's script and flags
         HyperDynamics-concat) echo hyperdynamics.py --model concat ;;
         HyperDynamics-recurrent) echo hyperdynamics.py --model recurrent ;;
         HyperDynamics-expert) echo hyperdynamics.py --model expert ;;
-        *) echo "runs.sh: unknown method $1; allowed: $(sed -n 's/^ *\([A-Z][A-Za-z-]*\)) echo .*/\1/p' "$here/runs.sh" | xargs)" >&2
+        *) echo "runs.sh: unknown method $1; allowed: $(sed -n 's/^ *\([A-Z][A-Za-z0-9-]*\)) echo .*/\1/p' "$here/runs.sh" | xargs)" >&2
            return 2 ;;
     esac
 }
@@ -143,7 +144,7 @@ if [[ $RUNNER == slurm ]]; then
     list=$RUN_DIR/logs/grid-$(date +%Y%m%d-%H%M%S-%N).txt
     echo "$todo" >"$list"
     # shellcheck disable=SC2086
-    exec sbatch --job-name=aib --array="0-$(($(wc -l <"$list") - 1))" --requeue --open-mode=append --time="$TIME" \
+    exec sbatch --job-name=aib --array="0-$(($(wc -l <"$list") - 1))$at_once" --requeue --open-mode=append --time="$TIME" \
         --signal=B:USR1@120 --cpus-per-task=1 --output=/dev/null --export=ALL $SBATCH "$here/runs.sh" array "$list"
 fi
 

@@ -212,6 +212,14 @@ def test_context_sets_are_disjoint_in_the_continuous_dimensions(env_id):
         assert all(outer_a <= value < a or b < value <= outer_b for value in outside)
 
 
+def test_dimensions_have_two_values_or_two_ranges():
+    """Who reports on modes and pairs of them (report_agents.py) counts on it, and on a dimension with ranges."""
+    for env_id, task in aib_envs.TASKS.items():
+        assert any(dimension.inner for dimension in task.dimensions), env_id
+        for d in task.dimensions:
+            assert len(d.values or ()) == 2 or len(d.inner) == len(d.outer) == 2, f"{env_id}: {d.key}"
+
+
 @pytest.mark.parametrize("env_id", [env_id for env_id in TABLE if env_id != "ODE-1"])
 @pytest.mark.parametrize("split", aib_envs.SPLITS)
 def test_context_sets_recomputed_from_the_table(env_id, split):

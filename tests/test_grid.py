@@ -65,10 +65,21 @@ def test_jobs_are_the_cores_whatever_threads_a_user_has_set(tmp_path):  # nproc 
     assert f"+ JOBS={len(os.sched_getaffinity(0))}" in process.stderr.splitlines()
 
 
+@pytest.mark.parametrize(("jobs", "array"), [("", "0-3"), ("2", "0-3%2")])
+def test_slurm_gets_one_array_and_how_many_may_run_at_once(tmp_path, jobs, array):
+    (tmp_path / "sbatch").write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    (tmp_path / "sbatch").chmod(0o755)
+    settings = {"ENVS": "DI", "METHODS": "DR Concat", "SEEDS": "1 2", "RUNNER": "slurm", "SBATCH": "--mem=4G"}
+    process = grid(tmp_path, PATH=f"{tmp_path}:{os.environ['PATH']}", JOBS=jobs, **settings)
+    told = process.stdout.splitlines()
+    assert f"--array={array}" in told and "--mem=4G" in told and told[-2] == "array", process.stderr
+    assert len(Path(tmp_path, told[-1]).read_text().splitlines()) == 4
+
+
 def test_every_methods_flags_make_that_method(tmp_path):
     text = (ROOT / "runs.sh").read_text()
-    methods = re.findall(r"^ *([A-Z][A-Za-z-]*)\) echo \w+\.py", text, re.MULTILINE)
-    assert len(methods) == 25
+    methods = re.findall(r"^ *([A-Z][A-Za-z0-9-]*)\) echo \w+\.py", text, re.MULTILINE)
+    assert len(methods) >= 25
     for method in methods:
         line = next(line for line in text.splitlines() if line.strip().startswith(f"{method}) echo "))
         script, *flags = line.split(" echo ")[1].removesuffix(";;").split()
@@ -92,7 +103,7 @@ def test_every_methods_flags_make_that_method(tmp_path):
         ({"RUN_DIR": "my runs"}, "RUN_DIR must not have spaces; got 'my runs'"),
         ({"FLAGS": "--help"}, "FLAGS cannot have --help"),
         ({"FLAGS": "--seed 5"}, "FLAGS cannot have --seed"),
-        ({"FLAGS": "--context-aware"}, "with these FLAGS, DR is Concat"),
+        ({"FLAGS": "--context-aware"}, "DR of runs.sh is Concat to method_name in dr_sac.py with these flags"),
         ({"RUN_DIR": "/dev/null/runs"}, "/dev/null"),
     ],
 )

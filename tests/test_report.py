@@ -263,6 +263,18 @@ def test_a_task_that_is_not_the_benchmarks_is_in_no_aggregate(tmp_path):
     assert row["number of tasks"] == "1" and row["train"].startswith("0.30")
 
 
+def test_what_tells_runs_of_one_name_apart(tmp_path):
+    """Another script of that name does, a flag that changes nothing that is learned does not."""
+    for seed, name in enumerate(["dma_sac.py", "dma_sac.py", "my_sac.py"], 1):  # my_sac.py is not there
+        run = make_run(tmp_path, "DMAstar", seed, 10, flags={"eval_every": seed})
+        config = json.loads((run / "config.json").read_text())
+        (run / "config.json").write_text(json.dumps(config | {"script": name}))
+    make_run(tmp_path, "Kickstart", 1, 10)
+    runs, problems = report.read_runs([tmp_path])
+    assert [run.method for run in runs] == ["DMA*", "DMA*", "DMA* (script my_sac.py)", "Kickstart"]
+    assert len(problems) == 1
+
+
 def test_the_best_is_bold_only_where_intervals_allow_it():
     high = [4, 5, 6, 5, 5]
     assert report.best({"A": [1, 2, 3, 2, 2], "B": high}) == "B"
@@ -313,7 +325,7 @@ def test_tasks_count_alike_whatever_their_seeds(tmp_path):
     process = main(cwd=tmp_path)
     (row,) = [r for r in table(tmp_path / "report" / "tables" / "comparison.csv") if r["tasks"] == "all"]
     assert row["train"].startswith("+0.0 %") and row["train"].endswith("P = 0.50") and row["common tasks"] == "2"
-    assert "ODE-2: not in the aggregates, which hold ODE alone" in process.stderr
+    assert "ODE-2: not in the aggregates, which hold the 13 tasks of the benchmark" in process.stderr
     assert "DR: aggregates use the first 1 seeds of each task, for one has no more" in process.stderr
 
 
@@ -389,6 +401,14 @@ def test_recovery_rows_tell_adaptation_from_what_is_none():
     assert nothing[0]["steps to 90 %"] == "nothing to lose"
 
 
+def test_adaptation_figure_shows_agents_that_master_both_modes():
+    runs = [("DMA", value, modes) for value, modes in ((1.0, [1.0, 0.9]), (0.5, [1.0, 0.1]))]
+    results = [(m, {"switch": np.full(100, value), "modes": modes}, {}) for m, value, modes in runs]
+    axis = report_agents.adaptation_figure([*results, ("DR", results[1][1] | {"modes": [0.0, 0.0]}, {})], "DI").axes[0]
+    line, _ = axis.lines  # and the vertical one at 0
+    assert line.get_label() == "DMA" and set(line.get_ydata()) == {1.0}
+
+
 def test_a_foreign_window_holds_others_transitions_until_they_have_left_it():
     history = aib_envs.History(2, 4, 10, 1, 1)
     for t in range(-4, 6):
@@ -449,3 +469,6 @@ def test_embeddings_of_real_runs(tmp_path):
     assert {"DI_adaptation.png", "DI_information.png", "DI_paths.png"} <= set(figures)
     page = (tmp_path / "report" / "embeddings.md").read_text()
     assert "within a mode" in page and "across modes" in page
+    found = report_agents.paths([report_agents.load_agent(path) for path in (tmp_path / "runs").glob("*DR*")], "DI", 2)
+    assert found["DR"].shape == (2, 2, 101, 2) and (found["DR"][0, :, 0] == found["DR"][1, :, 0]).all()
+    assert (found["DR"][0, :, 1:] != found["DR"][1, :, 1:]).any()

@@ -55,11 +55,9 @@ PAIRS = list(itertools.combinations(SCRIPTS, 2))
 
 
 def group_of(name, script):
-    """The number of the group in which `script` has its version of `name`."""
+    """The number of the group in which `script` has its version of `name`, or None."""
     groups = [group.split("+") for group in DIFFERENT.get(name, ("+".join(SCRIPTS), ""))[0].split()]
-    own = [i for i, group in enumerate(groups) if script in group]
-    assert own, f"{script}_sac.py defines {name}: put {script} into a group of DIFFERENT[{name!r}], or make one for it"
-    return own[0]
+    return next((i for i, group in enumerate(groups) if script in group), None)
 
 
 @pytest.mark.parametrize(("one", "other"), PAIRS)
@@ -67,7 +65,12 @@ def test_definitions_of_the_same_name_are_the_same_to_the_letter(one, other):
     problems = []
     for name in sorted(DEFINITIONS[one].keys() & DEFINITIONS[other].keys()):
         a, b = (DEFINITIONS[script][name] for script in (one, other))
-        together = group_of(name, one) == group_of(name, other)
+        groups = [group_of(name, one), group_of(name, other)]
+        if None in groups:
+            how = "the same" if a == b else "different"
+            problems.append(f"{name}, {how} in {one} and {other}: DIFFERENT[{name!r}] has no group for one of them")
+            continue
+        together = groups[0] == groups[1]
         if together and a != b:
             diff = "\n".join(difflib.unified_diff(a.splitlines(), b.splitlines(), one, other, lineterm="", n=1))
             problems.append(f"{name} differs: make it the same, or list it in DIFFERENT with the reason\n{diff}")
@@ -126,7 +129,7 @@ def test_scripts_are_short(script):
 
 
 def test_the_benchmark_is_short():
-    assert len((ROOT / "aib_envs.py").read_text().splitlines()) <= 450
+    assert len((ROOT / "aib_envs.py").read_text().splitlines()) <= 450, "a limit for ours: raise it for your own tasks"
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
