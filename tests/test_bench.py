@@ -1,6 +1,7 @@
 """bench.py: that it runs, that its counts are right; and the CUDA graph that it can measure."""
 
 import contextlib
+import importlib
 import json
 import subprocess
 import sys
@@ -8,8 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
+import tyro
 from torch.profiler import ProfilerActivity, profile, record_function
 
+import aib_envs
 import aib_tools
 import bench
 
@@ -165,3 +168,28 @@ def test_cuda_graph_does_what_the_function_does(fake_cuda):
     done = [entry for entry in log if entry != "wait"]
     assert done.count("call") == 3 + 3 and done.count("replay") == 12 - 6 and len(graph.graphs) == 2
     assert log.count("wait") == 2 * done.count("call")  # before and after what runs on the graph's stream
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        *("dr_sac", "da_sac", "dma_sac", "dma_sac --kl-beta 0.4", "dmah_sac", "dmah_sac --rl-only", "dmash_sac"),
+        "dmash_sac --no-detach-critic --no-detach-actor",
+    ],
+)
+def test_a_gradient_step_stays_on_its_device_and_waits_for_nothing(command, monkeypatch):
+    """The device "meta" has no values: a tensor from the CPU, or Python that asks for a value, raises there."""
+    adam = torch.optim.Adam
+    monkeypatch.setattr(torch.optim, "Adam", lambda parameters, lr, **_: adam(parameters, lr, foreach=False))
+    script, *flags = command.split()
+    module = importlib.import_module(script)
+    args = tyro.cli(module.Args, args=flags)
+    envs = module.make_envs(args, aib_envs.context_set("DI", "train")[:2])
+    sizes = envs.single_observation_space.shape[0], envs.single_action_space.shape[0]
+    with torch.device("meta"):
+        agent = module.Agent(*sizes, args)
+    buffer = module.ReplayBuffer(aib_envs.History(2, agent.window_size, 100, *sizes), 1000, torch.device("meta"))
+    buffer.ends, buffer.total = torch.zeros(20, dtype=torch.int64, device="meta"), 100
+    for policy_turn in (True, False):
+        losses = agent.update(*buffer.sample(32), policy_turn)
+        assert ("actor" in losses) == policy_turn and {x.device.type for x in losses.values()} == {"meta"}
