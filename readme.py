@@ -99,9 +99,15 @@ def one_mode(runs):
     return f"Runs that have learned one mode only (training AER in the better and in the other mode): {text}.\n"
 
 
+def balanced_iqm(groups):
+    """IQM [resamples] over tasks and seeds, each of `groups` ([resamples, seeds]) with the same weight."""
+    n = np.lcm.reduce([group.shape[1] for group in groups])
+    return report.pooled_iqm([np.repeat(group, n // group.shape[1], axis=1) for group in groups])
+
+
 def paper_table(runs):
-    """Scaled AER, IQM over tasks and seeds and its interval (from three seeds a task on), beside the paper's. The tasks
-    are those of DMA*-SH; a method that lacks one of them has no row."""
+    """Scaled AER, IQM over tasks and seeds and its interval (from three runs on), beside the paper's. The tasks are
+    those of DMA*-SH; a method that lacks one of them has no row."""
     rows, columns = [], published()["normalised_IQM"]["columns"]
     for kind, overlap in OVERLAP.items():
         tasks = [task for task in tasks_of(runs) if of(runs, task, OURS) and aib_envs.get_task(task).overlap == overlap]
@@ -109,13 +115,17 @@ def paper_table(runs):
             own = [of(runs, task, method) for task in tasks]
             if not tasks or not all(own):
                 continue
-            own = [group[: min(map(len, own))] for group in own]
-            row = {"kind": kind, "tasks": ", ".join(tasks), "method": method, "seeds": len(own[0])}
+            row = {
+                "kind": kind,
+                "tasks": ", ".join(tasks),
+                "method": method,
+                "seeds": ", ".join(str(len(x)) for x in own),
+            }
             for split, name in SPLITS.items():
-                scaled = [[run.scaled(split) for run in group] for group in own]
-                row[split] = f"{report.iqm(np.concatenate(scaled)):.2f}"
-                if row["seeds"] >= 3:
-                    low, high = report.bootstrap(scaled, report.pooled_iqm)
+                scaled = [np.array([run.scaled(split) for run in group]) for group in own]
+                row[split] = f"{balanced_iqm([group[None] for group in scaled])[0]:.2f}"
+                if sum(map(len, own)) >= 3:
+                    low, high = report.bootstrap(scaled, balanced_iqm)
                     row[split] += f" [{low:.2f}, {high:.2f}]"
                 values = published()["normalised_IQM"][name][KINDS[kind]]
                 row[f"paper, {split}"] = f"{values[columns.index(method)]:.2f}" if method in columns else ""
