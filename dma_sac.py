@@ -115,10 +115,8 @@ class GaussianHead(nn.Module):
 
     def forward(self, x):
         mean, variance = self.mean(x), self.variance(x)
-        if not self.training:
-            return mean
-        self.kl = (mean**2 + variance - variance.log() - 1).mean() / 2  # to N(0, I), per dimension
-        return mean + variance.sqrt() * torch.randn_like(mean)
+        self.kl = (mean**2 + variance - variance.log() - 1).mean() / 2 if self.training else None  # to N(0, I)
+        return mean + variance.sqrt() * torch.randn_like(mean) if self.training else mean
 
 
 # ------------------------ Networks: dynamics model (theta), policy (xi) and Q-functions (zeta) ------------------------
