@@ -17,6 +17,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -125,7 +126,10 @@ class MLP(nn.Module):
         self.hypernetwork = Hypernetwork(context_dim)
 
     def forward(self, x, context):  # [batch, inputs] -> [batch, outputs]
-        return self.head(adapt(self.trunk(x), self.hypernetwork(context)))
+        contexts, which = context  # [n, dims]; and 1 for the one that a sample has, else 0 [batch, n]
+        omega = self.hypernetwork(contexts)  # once for each context, then handed out
+        own = [(which @ part.flatten(1)).view(len(x), *part.shape[1:]) for part in omega[:4]]
+        return self.head(adapt(self.trunk(x), Omega(*own, *omega[4:])))
 
 
 class Actor(MLP):
@@ -185,6 +189,9 @@ class Agent(nn.Module):
         self.window_size = 0  # no window, so no warm-up
         self.dims = len(aib_envs.get_task(args.env_id).dimensions)  # of the context, which ends every observation
         obs_dim -= self.dims
+        contexts = aib_envs.context_set(args.env_id, "train")
+        vectors = [aib_envs.context_vector(args.env_id, context, args.scale_context) for context in contexts]
+        self.register_buffer("contexts", torch.tensor(np.stack(vectors)), persistent=False)
         self.actor = Actor(obs_dim, 2 * act_dim, self.dims)
         self.qf1, self.qf2 = MLP(obs_dim + act_dim, 1, self.dims), MLP(obs_dim + act_dim, 1, self.dims)
         self.qf1_target, self.qf2_target = copy.deepcopy(self.qf1), copy.deepcopy(self.qf2)
@@ -198,7 +205,8 @@ class Agent(nn.Module):
     def act(self, obs, history, training=False):
         """obs [n, obs_dim] -> actions [n, act_dim]: sampled in training, deterministic in evaluation (all NumPy)."""
         to = lambda x: torch.from_numpy(x).to(self.log_alpha.device)
-        obs, context = to(obs).tensor_split([-self.dims], dim=1)
+        obs, contexts = to(obs).tensor_split([-self.dims], dim=1)
+        context = contexts, torch.eye(len(obs), device=obs.device)
         actions = self.actor.get_action(obs, context)[0] if training else self.actor(obs, context)[0].tanh()
         return actions.cpu().numpy()
 
@@ -206,6 +214,8 @@ class Agent(nn.Module):
         """One gradient step on a sampled batch. Returns the losses."""
         (obs, context), (next_obs, _) = (x.tensor_split([-self.dims], dim=1) for x in (obs, next_obs))
         obs_actions, losses = torch.cat([obs, actions], 1), {}
+        which = (context[:, None] == self.contexts).all(2).float()  # one-hot [batch, 20]
+        context = self.contexts, which / which.sum(1, keepdim=True)  # NaN for a context that is none of them
 
         # Critics. Episodes end by time limit only, so the target always bootstraps.
         with torch.no_grad():

@@ -32,10 +32,13 @@ def make(script, env_id="DI", **flags):
     obs_dim = task.obs_dim + len(task.dimensions) * sees_context
     agent = module.Agent(obs_dim, task.act_dim, args)
     history = aib_envs.History(20, agent.window_size, task.steps, obs_dim, task.act_dim)
+    vectors = [aib_envs.context_vector(env_id, context) for context in aib_envs.context_set(env_id, "train")]
     buffer = module.ReplayBuffer(history, 2 * task.steps, "cpu")
     for _ in range(2):
         for array in (history.obs, history.actions, history.rewards):
             array[:] = rng.standard_normal(array.shape)
+        if sees_context:
+            history.obs[:, :, task.obs_dim :] = np.array(vectors)[:, None]
         history.lengths[:] = task.steps
         buffer.add(history)
     return agent, buffer
@@ -255,6 +258,28 @@ def test_da_networks_get_the_context_through_the_adapter_only():
     obs[:, 4:] = [[0.5, -1], [0.5, 1], [0.5, -1]]
     actions = agent.act(obs, history, training=False)
     assert np.array_equal(actions[0], actions[2]) and not np.array_equal(actions[0], actions[1])
+
+
+def test_da_hands_out_what_each_context_generates():
+    """Once for each of the 20 contexts, or for each sample: the same outputs and the same gradients."""
+    agent, buffer = make(da_sac)
+    obs, context = buffer.sample(64)[0].tensor_split([-2], dim=1)
+    which = (context[:, None] == agent.contexts).all(2).float()
+    assert (which.sum(1) == 1).all() and torch.equal(which @ agent.contexts, context)
+    found = {}
+    for name, pair in {"handed out": (agent.contexts, which), "own": (context, torch.eye(64))}.items():
+        agent.actor.zero_grad()
+        outputs = torch.cat(agent.actor(obs, pair))
+        outputs.pow(2).sum().backward()
+        found[name] = [outputs.detach(), *(p.grad.clone() for p in agent.actor.parameters())]
+    torch.testing.assert_close(found["handed out"], found["own"], rtol=1e-4, atol=1e-4)
+
+
+def test_da_does_not_learn_from_a_context_that_is_not_a_training_context():
+    agent, buffer = make(da_sac)
+    obs, *rest = buffer.sample(64)
+    obs[3, -2] += 1e-3
+    assert agent.update(obs, *rest, False)["qf"].isnan()
 
 
 # -------------------------------------------------------- theory -----------------------------------------------------
