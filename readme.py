@@ -106,8 +106,8 @@ def balanced_iqm(groups):
 
 
 def paper_table(runs):
-    """Scaled AER, IQM over tasks and seeds and its interval (from three runs on), beside the paper's. The tasks are
-    those of DMA*-SH; a method that lacks one of them has no row."""
+    """Scaled AER, IQM over tasks and seeds and its interval (from three runs on, if no task has one alone), beside the
+    paper's. The tasks are those of DMA*-SH; a method that lacks one of them has no row."""
     rows, columns = [], published()["normalised_IQM"]["columns"]
     for kind, overlap in OVERLAP.items():
         tasks = [task for task in tasks_of(runs) if of(runs, task, OURS) and aib_envs.get_task(task).overlap == overlap]
@@ -124,7 +124,7 @@ def paper_table(runs):
             for split, name in SPLITS.items():
                 scaled = [np.array([run.scaled(split) for run in group]) for group in own]
                 row[split] = f"{balanced_iqm([group[None] for group in scaled])[0]:.2f}"
-                if sum(map(len, own)) >= 3:
+                if min(map(len, own)) >= 2 and sum(map(len, own)) >= 3:
                     low, high = report.bootstrap(scaled, balanced_iqm)
                     row[split] += f" [{low:.2f}, {high:.2f}]"
                 values = published()["normalised_IQM"][name][KINDS[kind]]

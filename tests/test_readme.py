@@ -28,8 +28,10 @@ def test_every_table_is_made_from_results_and_every_figure_is_there():
 
 def test_results_say_what_made_them_and_are_small():
     runs, agents, relatives, _ = readme.read_results()
-    assert len({(config_of(run)["commit"], run.steps) for run in runs}) == 1
-    assert re.fullmatch(r"[0-9a-f]{40}", config_of(runs[0])["commit"])
+    assert len({run.steps for run in runs}) == 1
+    commits = {run.method: config_of(run)["commit"] for run in runs}
+    assert {(run.method, config_of(run)["commit"]) for run in runs} == set(commits.items())  # one for each method
+    assert all(re.fullmatch(r"[0-9a-f]{40}", commit) and commit[:7] in PAGE for commit in commits.values())
     assert {agent["run"] for found in agents.values() for agent in found["adaptation"]} == {
         run.directory.name for run in runs if report_agents.mode_of(run.task)
     }
@@ -142,6 +144,8 @@ def test_beside_the_paper():
     assert row["eval-out"] == "0.60 [0.50, 0.70]"  # one resample in 27 is the lowest seed three times
     (row,) = readme.paper_table(runs_of("DI", DMA_SH=[60, 80]))
     assert row["eval-out"] == "0.60"
+    (row,) = readme.paper_table(runs_of("DI", DMA_SH=[60, 70, 80]) + runs_of("DI-Perm", DMA_SH=[60]))
+    assert " " not in row["eval-out"]  # one seed alone has no spread
 
 
 def test_the_run_shown_is_the_median():
