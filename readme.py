@@ -12,12 +12,12 @@ import itertools
 import json
 import re
 import sys
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
-import scipy.stats
 
 import aib_envs
 import aib_tools
@@ -133,29 +133,64 @@ def paper_table(runs):
     return rows
 
 
-def verdict(x, y):
-    """Is the first method better? By Mann and Whitney's one-sided exact test over seeds, at 0.05."""
-    p = lambda a, b: scipy.stats.mannwhitneyu(a, b, alternative="greater", method="exact").pvalue - 1e-9
-    if p(x, y) <= 0.05:
+def p_value(groups):
+    """One-sided exact p-value of the probability of improvement, averaged over tasks: in what share of all ways to deal
+    out each task's returns to the two methods it is as high. `groups`: one (returns, other's returns) a task."""
+    ways = Counter({0.0: 1})  # {sum over tasks: in how many ways}
+    for x, y in groups:
+        both = np.array([*x, *y])
+        dealt = [np.isin(np.arange(len(both)), own) for own in itertools.combinations(range(len(both)), len(x))]
+        more, before = Counter(float(report.improvement(both[own], both[~own])) for own in dealt), ways
+        ways = Counter()
+        for (a, n), (b, m) in itertools.product(before.items(), more.items()):
+            ways[round(a + b, 9)] += n * m
+    found = sum(report.improvement(x, y) for x, y in groups) - 1e-6
+    return sum(n for value, n in ways.items() if value >= found) / ways.total()
+
+
+def verdict(groups):
+    """Is the first method better? At 0.05; for one task it is Mann and Whitney's test."""
+    if p_value(groups) <= 0.05:
         return "holds"
-    if p(y, x) <= 0.05:
+    if p_value([(y, x) for x, y in groups]) <= 0.05:
         return "does not hold"
-    return "too few seeds" if p(range(len(x)), range(-len(y), 0)) > 0.05 else "undecided, seeds overlap"
+    clearest = [(range(len(x)), range(-len(y), 0)) for x, y in groups]
+    return "too few seeds" if p_value(clearest) > 0.05 else "undecided, seeds overlap"
+
+
+def claimed(runs):
+    """For each claim and kind of tasks: its name, the share, and {task: (runs, runs of the other)} where both have."""
+    for (claim, one, share, other, kinds), (kind, overlap) in itertools.product(CLAIMS, OVERLAP.items()):
+        tasks = [task for task in tasks_of(runs) if aib_envs.get_task(task).overlap == overlap and kind in kinds]
+        pairs = {task: (of(runs, task, one), of(runs, task, other)) for task in tasks}
+        if pairs := {task: pair for task, pair in pairs.items() if all(pair)}:
+            yield claim, kind, share, pairs
 
 
 def claims_table(runs):
-    """A row for each claim and task for which there are runs."""
+    """A row for each claim and kind of tasks: probability of improvement, averaged over tasks, and what a test says."""
     rows = []
-    for (claim, one, share, other, kinds), task in itertools.product(CLAIMS, aib_envs.TASKS):
-        kind = next(kind for kind, overlap in OVERLAP.items() if overlap == aib_envs.get_task(task).overlap)
-        groups = [of(runs, task, method) for method in (one, other)]
-        if not all(groups) or kind not in kinds:
-            continue
-        row = {"claim": claim, "task": task, "seeds": " and ".join(str(len(group)) for group in groups)}
+    for claim, kind, share, pairs in claimed(runs):
+        row = {"claim": claim, "kind": kind, "tasks": ", ".join(pairs)}
         for split in SPLITS:
-            x, y = ([run.aer(split) for run in group] for group in groups)
-            row[split] = f"{report.iqm(x):.1f} and {report.iqm(y):.1f}: {verdict(x, share * np.array(y))}"
+            aers = [[np.array([run.aer(split) for run in group]) for group in pair] for pair in pairs.values()]
+            groups = [(x, share * y) for x, y in aers]
+            chance = np.mean([report.improvement(x, y) for x, y in groups])
+            row[split] = f"{chance:.2f}, p = {p_value(groups):.3f}: {verdict(groups)}"
         rows.append(row)
+    return rows
+
+
+def tasks_table(runs):
+    """A row for each claim and task: both methods' AER, and what a test says."""
+    rows = []
+    for claim, _, share, pairs in claimed(runs):
+        for task, pair in pairs.items():
+            row = {"claim": claim, "task": task, "seeds": " and ".join(str(len(group)) for group in pair)}
+            for split in SPLITS:
+                x, y = (np.array([run.aer(split) for run in group]) for group in pair)
+                row[split] = f"{report.iqm(x):.1f} and {report.iqm(y):.1f}: {verdict([(x, share * y)])}"
+            rows.append(row)
     return rows
 
 
@@ -287,6 +322,7 @@ def parts(runs, agents, relatives, drawn):
         "curves": pictures("_curves"),
         "paper": table(paper_table(runs)),
         "claims": table(claims_table(runs)),
+        "claims_by_task": table(tasks_table(runs)),
         "adaptation": table(adaptation_table(agents)),
         "inversions": pictures("_adaptation"),
         "cost": table(cost_table(runs, relatives + held_out)),

@@ -7,6 +7,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+import scipy.stats
 
 import aib_envs
 import readme
@@ -77,7 +78,38 @@ def test_fill():
     ],
 )
 def test_verdicts(x, y, said):
-    assert readme.verdict(x, y) == said
+    assert readme.verdict([(x, y)]) == said
+
+
+def test_verdicts_over_several_tasks():
+    """One task with two seeds cannot say anything; two of them can (1 way in 36), if both say the same."""
+    clear = [100, 101], [0, 1]
+    assert readme.verdict([clear, clear]) == "holds" and readme.p_value([clear, clear]) == 1 / 36
+    assert readme.verdict([clear, clear[::-1]]) == "undecided, seeds overlap"
+    assert readme.verdict([clear[::-1], clear[::-1]]) == "does not hold"
+
+
+@pytest.mark.parametrize("ties", [False, True])
+def test_p_values(ties):
+    """For one task scipy's exact test; for several, a simulation."""
+    draw = np.random.default_rng(1)
+    one = lambda *sizes: [(draw.integers(0, 4, n) if ties else draw.random(n)).astype(float) for n in sizes]
+    x, y = one(4, 3)
+    statistic = lambda x, y: report.improvement(x, y)
+    expected = scipy.stats.permutation_test((x, y), statistic, alternative="greater", n_resamples=np.inf).pvalue
+    assert readme.p_value([(x, y)]) == pytest.approx(expected)
+    if not ties:
+        assert expected == pytest.approx(scipy.stats.mannwhitneyu(x, y, alternative="greater", method="exact").pvalue)
+    groups = [(x, y), one(2, 3), one(2, 2)]
+
+    def dealt():
+        for x, y in groups:
+            both = draw.permutation([*x, *y])
+            yield both[: len(x)], both[len(x) :]
+
+    mean = lambda groups: sum(report.improvement(x, y) for x, y in groups)
+    share = np.mean([mean(dealt()) >= mean(groups) - 1e-9 for _ in range(20_000)])
+    assert readme.p_value(groups) == pytest.approx(share, abs=0.012)  # three standard errors
 
 
 def made(task, method, seed, aer):
@@ -106,7 +138,7 @@ def test_claims():
     runs = runs_of("DI", DR=[10, 20, 30], DMA_SH=[60, 70, 80]) + runs_of(
         "BallInCup", DR=[65, 80, 90], DMA_SH=[75, 80, 85]
     )
-    first, second = readme.claims_table(runs)
+    first, second = readme.tasks_table(runs)
     assert first == {
         "claim": "DR fails: below 0.6 of DMA*-SH",
         "task": "DI",
@@ -116,10 +148,22 @@ def test_claims():
     }
     assert second["claim"].startswith("DR does not fail") and second["task"] == "BallInCup"
     assert second["all sets"] == "75.0 and 76.7: undecided, seeds overlap"  # 61.7 is below 0.8 times 81.7
-    (row,) = readme.claims_table(runs_of("DI", DR=[40, 50, 55], DMA_SH=[60, 70, 80]))
+    (row,) = readme.tasks_table(runs_of("DI", DR=[40, 50, 55], DMA_SH=[60, 70, 80]))
     assert "undecided" in row["all sets"]  # though 51.7 is below 56.7
-    (row,) = readme.claims_table(runs_of("BallInCup", DR=[10, 20, 30], DMA_SH=[60, 70, 80]))
+    (row,) = readme.tasks_table(runs_of("BallInCup", DR=[10, 20, 30], DMA_SH=[60, 70, 80]))
     assert row["all sets"].endswith("does not hold")
+
+
+def test_claims_over_tasks():
+    """Every task counts the same, those of one kind only, and those that lack one of the two methods do not."""
+    runs = runs_of("DI", DMA_SH=[60, 70, 80], DA=[65, 10, 10]) + runs_of("ODE", DMA_SH=[50, 90], DA=[70, 80])
+    runs += runs_of("DI-Perm", DA=[1, 2, 3]) + runs_of("DI-Friction", DMA_SH=[1, 2, 3], DA=[4, 5, 6])
+    first, second = readme.claims_table(runs)
+    assert (first["claim"], first["kind"], first["tasks"]) == ("DMA*-SH above DA", "non-overlapping", "DI, ODE")
+    # 8 of 9 pairs and 2 of 4. Ways with i of 9 pairs: 1 1 2 3 3 3 3 2 1 1, with j of 4: 1 1 2 1 1. As high: 24 of 120
+    assert first["all sets"] == "0.69, p = 0.200: undecided, seeds overlap"
+    assert (second["kind"], second["tasks"]) == ("overlapping", "DI-Friction")
+    assert second["all sets"] == "0.00, p = 1.000: does not hold"
 
 
 def test_beside_the_paper():
