@@ -164,6 +164,8 @@ def test_claims_over_tasks():
     assert first["all sets"] == "0.69, p = 0.200: undecided, seeds overlap"
     assert (second["kind"], second["tasks"]) == ("overlapping", "DI-Friction")
     assert second["all sets"] == "0.00, p = 1.000: does not hold"
+    (row,) = readme.claims_table(runs_of("DI", DR=[40, 50, 55], DMA_SH=[60, 70, 80]))
+    assert row["all sets"].startswith("0.22")  # 56.7, 66.7, 76.7 against 61.1, 77.8, 86.1
 
 
 def test_beside_the_paper():
