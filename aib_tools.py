@@ -308,7 +308,7 @@ def track(run):
 
 
 def read_runs(run_dir):
-    """[(directory, config, arguments of its results or {}, last metrics)] of the runs in `run_dir`."""
+    """Of each run in `run_dir`: directory, (script, method, task), arguments, those of results.json or {}, metrics."""
     runs = []
     for path in sorted(Path(run_dir).glob("*/config.json")):
         try:
@@ -325,7 +325,7 @@ def read_runs(run_dir):
 
 def in_use(run):
     """Does a process hold the lock of this run?"""
-    with open(run / "metrics.jsonl") as file:
+    with contextlib.suppress(FileNotFoundError), open(run / "metrics.jsonl") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -354,7 +354,7 @@ def plan(run_dir, jobs):
             other.get(name, defaults[name]) == args[name] for name in own
         )
         alike = [run for run in runs if run[1] == (script, method, task) and same(run[2])]
-        done = any(same(finished) for _, _, _, finished, _ in alike)
+        done = any(finished and same(finished) for _, _, _, finished, _ in alike)
         # The run to go on with: one with a checkpoint, and of those the one that has come furthest.
         reached = lambda run: ((run[0] / "checkpoint.pt").exists(), run[4]["global_step"])
         started = max(alike, key=reached, default=None)
@@ -374,6 +374,6 @@ if __name__ == "__main__":
     if sys.argv[1:2] == ["track"] and len(sys.argv) == 3:
         track(Path(sys.argv[2]))
     elif sys.argv[1:2] == ["plan"] and len(sys.argv) == 3:
-        print("\n".join(list(plan(sys.argv[2], sys.stdin.read().splitlines()))))
+        print("\n".join(plan(sys.argv[2], sys.stdin.read().splitlines())))
     else:
         fail("usage: aib_tools.py track runs/<dir>, or aib_tools.py plan runs/ < jobs")

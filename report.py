@@ -48,7 +48,8 @@ STYLE = {
     "DMA*": ("#0072B2", (0, (3, 1, 1, 1))),
     "DMA*-SH": ("#D55E00", "-"),
 }
-MORE = itertools.product(["--", ":", "-."], ["#882255", "#44AA99", "#999933", "#332288", "#AA4499", "#117733"])  # Tol's
+TOL = ["#882255", "#44AA99", "#999933", "#332288", "#AA4499", "#117733"]  # Tol's, for other methods
+MORE = itertools.cycle(itertools.product(["--", ":", "-."], TOL))
 MARKERS = "os^Dv*PX<>"
 # The tasks of the aggregates.
 BENCHMARK = ["DI", "DI-Friction", "DI-Perm", "ODE", "Cartpole", "Cheetah", "Reacher-E", "Reacher-H", "Reacher-H-Perm"]
@@ -80,7 +81,9 @@ def bootstrap(groups, statistic, resamples=2000):
 
 
 def pooled_iqm(groups):
-    return iqm(np.concatenate(groups, axis=1), axis=1)
+    """IQM over tasks and seeds of `groups` [resamples, seeds, ...], each group (a task) with the same weight."""
+    n = np.lcm.reduce([group.shape[1] for group in groups])
+    return iqm(np.concatenate([np.repeat(group, n // group.shape[1], axis=1) for group in groups], axis=1), axis=1)
 
 
 def improvement(x, y):
@@ -177,7 +180,8 @@ def read_runs(directories):
 def settings(run):
     """The script and the arguments that change what a run learns, and how far these are from the script's defaults,
     which also stand for flags that the script did not have yet."""
-    free = aib_tools.FREE | {"seed", "run_dir", "env_id", "dataset", "resume", "eval_only", "context", "eval_every"}
+    free = aib_tools.FREE | {"seed", "run_dir", "env_id", "dataset", "resume", "eval_only", "context"}
+    free |= {"eval_every", "eval_epochs"}
     defaults = {}
     with contextlib.suppress(ImportError):  # the script is not here any more
         defaults = vars(importlib.import_module(run.script.removesuffix(".py")).Args()) if run.script else {}
@@ -324,24 +328,16 @@ def group_of(runs, group):
 
 
 def scores(runs, split):
-    """[array [seeds]] of scaled AER, one for each task, all of the same length: the first seeds of each."""
+    """[array [seeds]] of scaled AER, one for each task."""
     tasks = dict.fromkeys(run.task for run in runs)
-    values = [[run.scaled(split) for run in runs if run.task == task] for task in tasks]
-    return [np.array(own[: min(map(len, values))]) for own in values]
+    return [np.array([run.scaled(split) for run in runs if run.task == task]) for task in tasks]
 
 
 def for_aggregates(runs, problems):
-    """The runs of the benchmark's 13 tasks (ODE-2 is there as ODE); says where a method has fewer seeds on some."""
-    kept = [run for run in runs if run.task in BENCHMARK]
+    """The runs of the benchmark's 13 tasks (ODE-2 is there as ODE)."""
     if left := sorted({run.task for run in runs} - set(BENCHMARK)):
         problems.append(f"{', '.join(left)}: not in the aggregates, which hold the 13 tasks of the benchmark")
-    for method, own in by_method(kept).items():
-        counts = collections.Counter(run.task for run in own)
-        if len(set(counts.values())) > 1:
-            problems.append(
-                f"{method}: aggregates use the first {min(counts.values())} seeds of each task, for one has no more"
-            )
-    return kept
+    return [run for run in runs if run.task in BENCHMARK]
 
 
 def aggregate_table(runs, paper):
@@ -352,10 +348,11 @@ def aggregate_table(runs, paper):
     for group in GROUPS:
         for method, members in by_method(group_of(runs, group)).items():
             row = {"tasks": group, "method": method, "number of tasks": len({run.task for run in members})}
-            row["seeds a task"] = len(scores(members, "train")[0])
+            counts = [len(own) for own in scores(members, "train")]
+            row["seeds a task"] = " to ".join(map(str, sorted({min(counts), max(counts)})))
             for split in SETS:
                 values = scores(members, split)
-                text = f"{iqm(np.concatenate(values)):.2f}"
+                text = f"{pooled_iqm([own[None] for own in values])[0]:.2f}"
                 if min(map(len, values)) >= 3:
                     low, high = bootstrap(values, pooled_iqm)
                     text += f" [{low:.2f}, {high:.2f}]"
@@ -379,8 +376,8 @@ def comparison_table(runs, paper, ours="DMA*-SH"):
         row = {"tasks": group, f"{ours} against": method, "common tasks": len(common)}
         for split in SETS:
             x, y = (scores([run for run in members[m] if run.task in common], split) for m in (ours, method))
-            below = iqm(np.concatenate(y))
-            gain = f"{100 * (iqm(np.concatenate(x)) / below - 1):+.1f} %" if below > 0.005 else "(from 0)"
+            above, below = (pooled_iqm([own[None] for own in values])[0] for values in (x, y))
+            gain = f"{100 * (above / below - 1):+.1f} %" if below > 0.005 else "(from 0)"
             if split in keys and f"vs {method}" in published["columns"]:
                 column = published["columns"].index(f"vs {method}")
                 gain += f" (paper {published[keys[split]][names[group]][column]:+.1f} %)"

@@ -14,7 +14,9 @@ import numpy as np
 import scipy.special
 import torch
 from scipy.spatial import cKDTree
+from scipy.spatial.distance import pdist
 from sklearn.manifold import TSNE
+from sklearn.metrics.pairwise import cosine_similarity
 
 import aib_envs
 import aib_tools
@@ -63,7 +65,7 @@ class MixedWindow:
     """A History whose transitions before step `start` come from other environments of it: those at `rows`."""
 
     def __init__(self, history, rows, start):
-        self.own, self.other, self.start = history, copy.copy(history), start
+        self.own, self.other, self.start, self.t = history, copy.copy(history), start, history.t
         self.other.obs, self.other.actions = history.obs[rows], history.actions[rows]
 
     def window(self, positions):
@@ -121,21 +123,16 @@ def variability(z, contexts, mode):
     return square(z - center), square(z - means[:, None]), square(means - modes), square(modes - center)
 
 
-def cosines(means):
-    unit = means / np.linalg.norm(means, axis=1, keepdims=True)
-    return unit @ unit.T
-
-
 def overlap(means):
-    """Mean pairwise cosine similarity of the contexts' mean embeddings [n, d], without the diagonal."""
-    n = len(means)
-    return float((cosines(means).sum() - n) / (n * (n - 1)))
+    """Mean pairwise cosine similarity of the contexts' mean embeddings [n, d]."""
+    return float(1 - pdist(means, "cosine").mean())
 
 
-def unit_scale(x):
-    """x [n, ...] as [n, d] with an overall standard deviation of 1, and ties broken by far less than that."""
+def unit_scale(x, seed=0):
+    """x [n, ...] as [n, d] with mean 0, an overall standard deviation of 1, and ties broken by far less than that."""
     x = np.asarray(x, float).reshape(len(x), -1)
-    return x / max(x.std(), 1e-12) + 1e-9 * np.random.default_rng(0).standard_normal(x.shape)
+    x = x - x.mean(0)
+    return x / max(x.std(), 1e-12) + 1e-9 * np.random.default_rng(seed).standard_normal(x.shape)
 
 
 def within(tree, x, radius):
@@ -145,7 +142,7 @@ def within(tree, x, radius):
 
 def kraskov(x, y, k=3):
     """Mutual information in nats of two continuous variables [n, ...]: Kraskov et al. 2004, first estimator."""
-    x, y = unit_scale(x), unit_scale(y)
+    x, y = unit_scale(x), unit_scale(y, seed=1)
     radius = cKDTree(np.hstack([x, y])).query(np.hstack([x, y]), k + 1, p=np.inf)[0][:, -1]
     counts = [within(cKDTree(part), part, radius) for part in (x, y)]
     return float(DIGAMMA(k) + DIGAMMA(len(x)) - sum(DIGAMMA(count + 1) for count in counts).mean())
@@ -245,7 +242,7 @@ def information_figure(rows, task):
 
 def embedding_figure(trained, z):
     """t-SNE of the embeddings, coloured by mode (or the second dimension) and by the first continuous dimension;
-    cosines of six contexts' means."""
+    cosines of the means of three contexts, in both modes where there are two."""
     mode, contexts = mode_of(trained.task), aib_envs.eval_contexts(trained.task)
     continuous, *others = [d for d in aib_envs.get_task(trained.task).dimensions if d.inner]
     z = z[:, :: max(1, z.shape[1] // 20)]
@@ -266,7 +263,7 @@ def embedding_figure(trained, z):
         axis.set_yticks([])
     six = pairs_of(trained.task, 3)
     six.sort(key=lambda context: context.get(mode, 0))
-    similarity = cosines(roll_out(trained, six)[1].mean(1))
+    similarity = cosine_similarity(roll_out(trained, six)[1].mean(1))
     axes[2].imshow(similarity, vmin=-1, vmax=1, cmap="PuOr")
     names = [", ".join(f"{value:g}" for value in reversed(context.values())) for context in six]
     axes[2].set_xticks(range(len(six)), names, rotation=45, ha="right")
@@ -309,8 +306,8 @@ def adaptation(trained, rollouts=4):
 
 
 def recovery(rewards, share=0.9, smooth=5):
-    """Level of reward before the middle of the episode, the lowest after it, and the steps until the mean of `smooth`
-    rewards has come back to `share` of the level (None: not in this episode)."""
+    """Level of reward before the middle of the episode, the lowest after it (means of `smooth` steps), and the steps
+    until `smooth` begin whose mean is back at `share` of the level (None: not in this episode)."""
     middle = len(rewards) // 2
     level = rewards[middle - middle // 4 : middle].mean()
     after = np.convolve(rewards[middle:], np.ones(smooth) / smooth, "valid")
@@ -320,9 +317,10 @@ def recovery(rewards, share=0.9, smooth=5):
     return level, after.min(), 0 if enough.all() else int(drop + back[0]) if len(back) else None
 
 
-def masters_both(rewards):
-    """Does the agent earn rewards in both modes, in the worse one at least half as much as in the better one?"""
-    return min(rewards["modes"]) >= max(0.5 * max(rewards["modes"]), 0.01)
+def masters_both(modes):
+    """Does the agent earn rewards in both modes, in the worse one at least half as much as in the better one? `modes`:
+    the rewards per step [2]."""
+    return min(modes) >= max(0.5 * max(modes), 0.01)
 
 
 def adaptation_figure(results, task):
@@ -330,7 +328,7 @@ def adaptation_figure(results, task):
     both modes."""
     titles = ["actuators change at 0", "foreign window from 0 on", "embedding: 0 old, 1 new context"]
     figure, axes = panels(3, titles, width=4.2)
-    results = [result for result in results if masters_both(result[1])]
+    results = [result for result in results if masters_both(result[1]["modes"])]
     for method in dict.fromkeys(method for method, _, _ in results):
         own = [(rewards, moved) for name, rewards, moved in results if name == method]
         for axis, kind in zip(axes, ("switch", "foreign"), strict=False):
@@ -394,7 +392,7 @@ def recovery_rows(task, run, rewards):
             }
             if level < 0.01:
                 steps = "nothing to lose"
-            elif not masters_both(rewards):  # the other mode's reward is no adaptation
+            elif not masters_both(rewards["modes"]):  # the other mode's reward is no adaptation
                 steps = "masters one mode only"
             rows.append(row | {"steps to 90 %": {None: "not in the episode", 0: "nothing lost"}.get(steps, steps)})
     return rows
@@ -405,12 +403,13 @@ def draw_steps(axis, values, method):
 
 
 ABOUT_EMBEDDINGS = """Deterministic policies, evaluation-mode encoder. Embeddings: five episodes in each of the 60
-contexts; t-SNE of them, and cosine similarity of the means of six contexts. Variability: trace of the covariance over
-the dimensions, the sum of its three parts. Overlap: mean cosine similarity of the contexts' means. Information in nats
-about which context it is (c), the mode (S), and the continuous dimensions given the mode (U|S), with what is possible
-at most. Adaptation: 20 contexts, four episodes each. In the middle of an episode the actuators change; or, with the
-actuators as they were, the window is filled with what an agent in the other mode, otherwise the same context, has gone
-through. Steps to 90 %: from the change until the mean of five rewards is back at 90 % of the level before.
+contexts; t-SNE of them, and cosine similarity of the means of three contexts, in both modes where there are two.
+Variability: trace of the covariance over the dimensions, the sum of its three parts. Overlap: mean cosine similarity of
+the contexts' means. Information in nats about which context it is (c), the mode (S), and the continuous dimensions
+given the mode (U|S), with what is possible at most. Adaptation: 20 contexts, four episodes each. In the middle of an
+episode the actuators change; or, with the actuators as they were, the window is filled with what an agent in the other
+mode, otherwise the same context, has gone through. Steps to 90 %: from the change until five begin whose mean reward is
+back at 90 % of the level before.
 """
 
 

@@ -453,7 +453,8 @@ def test_every_kind_of_divergence_is_seen(env_id, field, tmp_path, monkeypatch, 
     if field != "qacc_warmstart":  # MuJoCo recovers from a bad warm start by itself
         assert info["diverged"] and reward == 0
     assert np.isfinite(obs).all() and np.isfinite(reward)
-    assert not capfd.readouterr().out and "Nan" not in capfd.readouterr().err
+    out, err = capfd.readouterr()
+    assert not out and "Nan" not in err
 
 
 def test_divergence_in_reset_and_of_the_reward(monkeypatch):

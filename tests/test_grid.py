@@ -13,6 +13,9 @@ from pathlib import Path
 
 import pytest
 
+import aib_tools
+import hyperdynamics
+
 ROOT = Path(__file__).parent.parent
 SHORT = "--learning-starts 200 --eval-every 100 --eval-rollouts 1 --batch-size 32"
 
@@ -172,6 +175,21 @@ def test_damaged_files_do_not_lose_a_run_or_stop_the_grid(tmp_path):
     process = grid(tmp_path, DRY="1", **settings)
     assert process.returncode == 0 and [s[0] for s in statuses(process)] == ["resume"]
     assert process.stderr.count("is left aside") == 4 and "Traceback" not in process.stderr
+    (run / "metrics.jsonl").unlink()
+    process = grid(tmp_path, DRY="1", **settings)
+    assert [s[0] for s in statuses(process)] == ["resume"] and "Traceback" not in process.stderr
+
+
+def test_a_run_of_the_defaults_is_done_when_it_has_finished(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", [])
+    args = vars(hyperdynamics.Args(env_id="DI"))
+    (tmp_path / "a").mkdir()
+    config = {"script": "hyperdynamics.py", "method": "HyperDynamics", "args": args}
+    (tmp_path / "a" / "config.json").write_text(json.dumps(config))
+    planned = lambda: next(aib_tools.plan(str(tmp_path), ["DI HyperDynamics 1 hyperdynamics.py"])).split()[0]
+    assert planned() == "resume"
+    (tmp_path / "a" / "results.json").write_text(json.dumps({"args": args}))
+    assert planned() == "done"
 
 
 def test_ctrl_c_stops_the_grid_with_checkpoints(tmp_path):

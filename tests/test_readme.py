@@ -19,16 +19,16 @@ PAGE = (ROOT / "README.md").read_text()
 
 
 def test_every_table_is_made_from_results_and_every_figure_is_there():
-    runs, agents, relatives, problems = readme.read_results()
+    runs, agents, relatives, held_out, problems = readme.read_results()
     drawn = {name: text for name, (text, _) in readme.figures(runs, agents, relatives).items()}
     plt.close("all")
-    assert readme.fill(PAGE, readme.parts(runs, agents, relatives, drawn)) == PAGE and not problems
+    assert readme.fill(PAGE, readme.parts(runs, agents, relatives, held_out, drawn)) == PAGE and not problems
     shown = re.findall(r"!\[.+\]\(results/figures/(.+?)\.png\)", PAGE)
     assert set(shown) == set(drawn) == {path.stem for path in (ROOT / "results" / "figures").iterdir()}
 
 
 def test_results_say_what_made_them_and_are_small():
-    runs, agents, relatives, _ = readme.read_results()
+    runs, agents, relatives, *_ = readme.read_results()
     assert len({run.steps for run in runs}) == 1
     commits = {run.method: config_of(run)["commit"] for run in runs}
     assert {(run.method, config_of(run)["commit"]) for run in runs} == set(commits.items())  # one for each method
@@ -52,7 +52,8 @@ def test_the_equations_code_is_in_the_script():
 
 
 def test_the_benchmark_is_its_thirteen_tasks_and_no_other():
-    assert len(readme.benchmark_table()) == 13
+    grid = re.search(r"ENVS=\$\{ENVS:-(.+?)\}", (ROOT / "runs.sh").read_text())[1]
+    assert [row["task"] for row in readme.benchmark_table()] == grid.split() and len(grid.split()) == 13
 
 
 def test_fill():

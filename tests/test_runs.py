@@ -512,7 +512,7 @@ def test_tracking_that_fails_does_not_touch_the_run(env, reason, tmp_path):
     env = {name: value.replace("{tmp}", str(tmp_path)) for name, value in env.items()}
     _, err = run("dr_sac.py", *TINY, cwd=tmp_path, **env)
     assert (only_run(tmp_path) / "results.json").exists()
-    assert "Weights & Biases gets nothing more" in err and "which goes on" in err
+    assert "Weights & Biases gets nothing more" in err and "which goes on" in err and reason in err
 
 
 def test_tracking_into_a_full_directory_does_not_touch_the_run(small_disk, tmp_path):
