@@ -593,7 +593,7 @@ def report(args):
 
 def collect(args):
     """Copies of the finished runs that are small enough for a repository: no weights, no returns of single contexts
-    before the last evaluation, numbers to three decimals."""
+    before the last evaluation, returns to three decimals."""
     runs, problems = read_runs(args.runs)
     for run in runs:
         copy_of = Path(args.collect) / run.directory.name

@@ -209,8 +209,8 @@ def embedding_rows(trained):
     mode, rows, contexts = mode_of(trained.task), [], aib_envs.eval_contexts(trained.task)
     episodes = [roll_out(trained, contexts, rollout)[1] for rollout in range(5)]  # one alone would tell its start
     z = np.concatenate([z[:, :: max(1, z.shape[1] // 10)] for z in episodes], axis=1)
-    for i, split in enumerate(aib_envs.SPLITS):
-        part, own = z[20 * i : 20 * i + 20], contexts[20 * i : 20 * i + 20]
+    for split, part in aib_envs.by_split(z).items():
+        own = aib_envs.context_set(trained.task, split)
         row = {"task": trained.task, "run": trained.name, "set": split}
         names = ("variability", "noise within contexts", "spread within modes", "separation of modes")
         row |= dict(zip(names, (f"{value:.2g}" for value in variability(part, own, mode)), strict=True))
@@ -350,10 +350,9 @@ def adaptation_figure(results, task):
 def paths(agents, task, starts=8):
     """Where a double integrator goes: {method: [path [starts, T + 1, 2] for each mode]}, of each method's first agent;
     the default mode comes first. The starts are the same in both."""
-    mode, first = mode_of(task), {trained.method: trained for trained in reversed(agents)}
-    default = aib_envs.complete_context(task)[mode]
-    contexts = sorted(pairs_of(task, 1), key=lambda context: context[mode] != default)
-    contexts = [{mode: context[mode]} for context in contexts]
+    mode = next(d for d in aib_envs.get_task(task).dimensions if d.values)
+    contexts = [{mode.key: value} for value in sorted(mode.values, key=lambda value: value != mode.default)]
+    first = {trained.method: trained for trained in reversed(agents)}
     methods = {method: first[method] for method in sorted(first, key=rank)}
     one = lambda trained, context: np.concatenate([roll_out(trained, [context], r)[2] for r in range(starts)])[..., :2]
     return {method: np.stack([one(trained, context) for context in contexts]) for method, trained in methods.items()}

@@ -79,7 +79,7 @@ def test_slurm_gets_one_array_and_how_many_may_run_at_once(tmp_path, jobs, array
     assert len(Path(tmp_path, told[-1]).read_text().splitlines()) == 4
 
 
-def test_every_methods_flags_make_that_method(tmp_path):
+def test_every_methods_flags_make_that_method():
     text = (ROOT / "runs.sh").read_text()
     methods = re.findall(r"^ *([A-Z][A-Za-z0-9-]*)\) echo \w+\.py", text, re.MULTILINE)
     assert len(methods) >= 25

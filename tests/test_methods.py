@@ -208,7 +208,7 @@ def test_pearl_kl_is_the_closed_form_and_evaluation_takes_the_mean():
     assert torch.equal(agent.encoder(*window), mean) and torch.equal(agent.encoder(*window), mean)
 
 
-def test_pearl_loss_is_a_product_without_masks_and_norms(monkeypatch):
+def test_pearl_loss_is_a_product_without_masks_and_norms():
     agent, buffer = make(dma_sac, kl_beta=0.4, dynamics_lr=0.0)
     assert agent.encoder.mask_prob == 0 and not agent.encoder.normalise
     obs, actions, next_obs, rewards, window = buffer.sample(64)

@@ -220,7 +220,7 @@ def test_eval_only_repeats_the_last_evaluation(script, finished):
     assert before == {path: path.read_bytes() for path in directory.iterdir()}
 
 
-def test_eval_only_in_one_context(finished, copy_of):
+def test_eval_only_in_one_context(copy_of):
     directory = copy_of("dmash_sac.py")
     flags = ("--eval-only", directory, "--eval-rollouts", 3, "--context", "mass=1.3", "inversion=-1", "--capture-video")
     out, _ = run("dmash_sac.py", *flags, cwd=directory.parent)
@@ -248,7 +248,7 @@ def test_pictures_show_the_state(env_id):
     assert aib_envs.gym.make(f"AIB/{env_id}-v0").unwrapped.render() is None
 
 
-def test_mujocos_pictures(tmp_path):
+def test_mujocos_pictures():
     code = """
 import numpy as np, aib_render, aib_envs
 tasks = [id for id in aib_envs.TASKS if not id.startswith(("DI", "ODE"))]
