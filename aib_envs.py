@@ -177,8 +177,8 @@ class ContextEnv(gym.Env, gym.utils.EzPickle):
     divergence = (ArithmeticError,)  # what _reset and _step raise when the simulation diverges
 
     def __init__(self, env_id, context=None, observe_context=None, render_mode=None):
-        gym.utils.EzPickle.__init__(self, env_id, context, observe_context, render_mode)  # copies are made anew
         self.env_id, self.context, task = env_id, complete_context(env_id, context), get_task(env_id)
+        gym.utils.EzPickle.__init__(self, env_id, context and dict(context), observe_context, render_mode)  # for copies
         self.render_mode, self._camera = render_mode, render_mode and importlib.import_module("aib_render")
         if observe_context not in (None, "raw", "scaled"):
             raise _unknown("observe_context", observe_context, ["raw", "scaled"])

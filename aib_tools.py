@@ -69,6 +69,8 @@ def parse_args(cls, description):
     args = read_flags(cls, description, cls())
     if (args.context and not args.eval_only) or (args.eval_only and (args.resume or args.track)):
         fail("--context needs --eval-only, which goes neither with --resume nor with --track")
+    if "" in (args.resume, args.eval_only):
+        fail("--resume and --eval-only take the directory of a run; got nothing")
     if directory := args.resume or args.eval_only:
         saved = read_config(directory, cls)["args"]
         args = read_flags(cls, description, cls(**saved))
@@ -111,14 +113,14 @@ def parse_args(cls, description):
 
 
 def write(path, content):
-    """Writes JSON, or tensors if `path` ends in .pt: a whole file or none. Raises OSError."""
+    """Writes text, tensors if `path` ends in .pt, or JSON: a whole file or none. Raises OSError."""
     temporary = path.with_suffix(".tmp")
     try:
         with open(temporary, "wb") as file:
             if path.suffix == ".pt":
                 torch.save(content, file)
             else:
-                file.write(json.dumps(content, indent=1).encode())
+                file.write((content if isinstance(content, str) else json.dumps(content, indent=1)).encode())
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
@@ -143,7 +145,7 @@ def reading(path):
 def read_tensors(path):
     """What `write` has put into a .pt file. Nothing but tensors and plain values is unpickled."""
     with open(path, "rb") as file:
-        if not zipfile.is_zipfile(file):
+        if not zipfile.is_zipfile(file) or zipfile.ZipFile(file).testzip():  # by checksums, which torch ignores
             raise ValueError("it is damaged, or no file of this kind")
     return torch.load(path, map_location="cpu", weights_only=True)
 
@@ -155,7 +157,8 @@ def read_config(directory, cls):
         if config["script"] != Path(sys.argv[0]).name:
             raise ValueError(f"this is a run of {config['script']}")
         for name, value in vars(cls(**config["args"])).items():
-            if name in config["args"] and type(value) is not type(getattr(cls(), name)) and name != "total_timesteps":
+            kind = int if name == "total_timesteps" else type(getattr(cls(), name))
+            if name in config["args"] and type(value) is not kind:
                 raise ValueError(f"{name} cannot be {value!r}")
         return config | {"run": str(config["run"]), "method": str(config["method"])}
 
@@ -197,7 +200,7 @@ def check_resumable(run, args, global_step, length):
     missing = not (run / "checkpoint.pt").exists()
     if (run / "results.json").exists():
         with reading(run / "results.json") as path:
-            done = json.loads(path.read_text())["args"]["total_timesteps"]
+            done = int(json.loads(path.read_text())["args"]["total_timesteps"])
         if done >= args.total_timesteps or missing:
             fail(f"{run} has finished; only one with --keep-checkpoint can be extended to more --total-timesteps")
     elif missing and last_metrics(run)["global_step"] >= args.eval_every + aib_envs.get_task(args.env_id).steps:
@@ -339,7 +342,8 @@ def plan(run_dir, jobs):
     Hours: what is left, by the speed of the longest run of this task and method; `?` where there is none."""
     runs = read_runs(run_dir)
     for task, method, seed, script, *flags in (job.split() for job in dict.fromkeys(jobs)):
-        if taken := {"--help", "-h", "--env-id", "--seed", "--run-dir", "--resume", "--eval-only"} & set(flags):
+        given = {flag.partition("=")[0].replace("_", "-") for flag in flags}
+        if taken := {"--help", "-h", "--env-id", "--seed", "--run-dir", "--resume", "--eval-only"} & given:
             fail(f"FLAGS cannot have {', '.join(sorted(taken))}")
         sys.argv = [script, "--env-id", task, "--seed", seed, *flags]
         module = importlib.import_module(script.removesuffix(".py"))

@@ -275,6 +275,8 @@ def main():
         aib_tools.fail(f"unknown task {args.env_id}; allowed: {', '.join(aib_envs.TASKS)}")
     if min(args.steps, args.rounds, args.threads) < 1:
         aib_tools.fail("--steps, --rounds and --threads must be at least 1")
+    if args.json_file and not Path(args.json_file).absolute().parent.is_dir():
+        aib_tools.fail(f"--json-file {args.json_file}: there is no such directory")
     if args.cuda and not torch.cuda.is_available():
         aib_tools.fail("there is no GPU here for --cuda")
     if args.small:

@@ -360,15 +360,20 @@ def median_run(runs):
     return sorted(runs, key=lambda run: run.aer("train"))[(len(runs) - 1) // 2]
 
 
+def load_agent(directory):
+    with aib_tools.reading(directory / "agent.pt"):
+        return report_agents.load_agent(directory)
+
+
 def roll_out(directory):
     """What the figures need of the agents in `directory`: {task: {"adaptation": [...], "paths": {...}}}."""
     found = {}
-    runs, problems = report.read_runs([directory])
+    runs, problems = report.read_some_runs([directory])
     runs = report.of_one_length(runs, problems)
     for problem in problems:
         print(problem, file=sys.stderr)
     for task in filter(report_agents.mode_of, tasks_of(runs)):
-        own = [(run, report_agents.load_agent(run.directory)) for run in runs if run.task == task]
+        own = [(run, load_agent(run.directory)) for run in runs if run.task == task]
         found[task] = {"adaptation": []}
         for run, trained in own:
             parts = [
@@ -380,6 +385,8 @@ def roll_out(directory):
             medians = [median_run(group).directory for method in ("DR", OURS) if (group := of(runs, task, method))]
             shown = [trained for run, trained in own if run.directory in medians]
             found[task]["paths"] = {m: x.round(3).tolist() for m, x in report_agents.paths(shown, task).items()}
+    if not found:
+        aib_tools.fail(f"{directory} has no runs of tasks with reversed or swapped actuators, nothing is written")
     return found
 
 
@@ -395,7 +402,7 @@ def read_results():
 
 def main(args):
     if args.agents:
-        (RESULTS / "agents.json").write_text(json.dumps(roll_out(args.agents)) + "\n")
+        aib_tools.write(RESULTS / "agents.json", json.dumps(roll_out(args.agents)) + "\n")
     runs, agents, relatives, held_out, problems = read_results()
     drawn = figures(runs, agents, relatives)
     (RESULTS / "figures").mkdir(exist_ok=True)
@@ -403,7 +410,7 @@ def main(args):
         figure.savefig(RESULTS / "figures" / f"{name}.png", dpi=100)
         plt.close(figure)
     shown = {name: text for name, (text, _) in drawn.items()}
-    README.write_text(fill(README.read_text(), parts(runs, agents, relatives, held_out, shown)))
+    aib_tools.write(README, fill(README.read_text(), parts(runs, agents, relatives, held_out, shown)))
     for problem in problems:
         print(problem, file=sys.stderr)
     print(f"{len(runs)} runs: README.md, results/figures")

@@ -112,6 +112,7 @@ class Run:
     script: str | None
     returns: dict  # {split: [20, rollouts]}
     metrics: list  # one dict per evaluation
+    name: str = ""  # of its directory when it was made, which ends with the time
     held_out: tuple = ()  # of hyperzero.py: the training contexts (from 0 to 19) whose experts stage 2 has not seen
 
     def aer(self, split):
@@ -126,10 +127,7 @@ class Run:
 def read_metrics(path, problems):
     """The lines of a metrics.jsonl, up to the first that is not one."""
     metrics = []
-    if not path.exists():
-        problems.append(f"{path}: is missing; the run is not in the curves")
-        return metrics
-    for number, line in enumerate(path.read_text().splitlines(), 1):
+    for number, line in enumerate(path.read_text().splitlines() if path.exists() else [], 1):
         try:
             found = json.loads(line)
             if "aer" not in found and "experts" in found:  # of hyperzero.py's first stage
@@ -140,6 +138,9 @@ def read_metrics(path, problems):
         except (ValueError, LookupError, TypeError):
             problems.append(f"{path}: line {number} cannot be read; what comes before it is used")
             break
+    else:
+        if not metrics:
+            problems.append(f"{path}: is missing or has no evaluation; the run is not in the curves")
     return metrics
 
 
@@ -170,20 +171,37 @@ def read_runs(directories):
                 if results["contexts"] != {split: aib_envs.context_set(args["env_id"], split) for split in returns}:
                     raise ValueError("its contexts are not the benchmark's")
                 fields = paper_name(config["method"]), int(args["seed"]), int(args["total_timesteps"]), args
-                metrics, held_out = read_metrics(run / "metrics.jsonl", problems), results.get("held_out", [])
-                runs.append(Run(run, args["env_id"], *fields, config.get("script"), returns, metrics, held_out))
+                measured = returns, read_metrics(run / "metrics.jsonl", problems)
+                more = str(config.get("run")), results.get("held_out", [])
+                runs.append(Run(run, args["env_id"], *fields, config.get("script"), *measured, *more))
             except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
                 problems.append(f"{run}: cannot be used ({type(error).__name__}: {error})")
     return tell_apart(runs, problems), problems
 
 
+def read_some_runs(directories):
+    """The same, but ends the program if there is not a single run."""
+    runs, problems = read_runs(directories)
+    if not runs:
+        aib_tools.fail(f"no finished runs, nothing is written ({'; '.join(problems)})")
+    return runs, problems
+
+
 def settings(run):
     """The script and the arguments that change what a run learns, and how far these are from the script's defaults,
     which also stand for flags that the script did not have yet."""
-    free = aib_tools.FREE | {"seed", "run_dir", "env_id", "dataset", "resume", "eval_only", "context"}
+    free = aib_tools.FREE - {"eval_rollouts"} | {
+        "seed",
+        "run_dir",
+        "env_id",
+        "dataset",
+        "resume",
+        "eval_only",
+        "context",
+    }
     free |= {"eval_every", "eval_epochs"}
     defaults = {}
-    with contextlib.suppress(ImportError):  # the script is not here any more
+    with contextlib.suppress(Exception):  # the script is not here any more, or broken
         defaults = vars(importlib.import_module(run.script.removesuffix(".py")).Args()) if run.script else {}
     own = {name: value for name, value in (defaults | run.args).items() if name not in free}
     far = sum(name not in defaults or defaults[name] != value for name, value in own.items())
@@ -202,7 +220,7 @@ def tell_apart(runs, problems):
                 run.method += f" ({', '.join(other)})"
                 problems.append(f"{run.directory}: is shown as {run.method}, for its flags differ from the other runs'")
     newest = {}
-    for run in sorted(runs, key=lambda run: run.directory.stat().st_mtime):
+    for run in sorted(runs, key=lambda run: run.name.rpartition("__")[2]):  # milliseconds
         key = run.task, run.method, run.seed, run.steps
         if key in newest:
             problems.append(f"{newest[key].directory}: left out, {run.directory} is a newer run of the same")
@@ -547,7 +565,7 @@ number of tasks cannot be compared; the paper's numbers are of all its tasks.
 
 def report(args):
     out = Path(args.out)
-    runs, problems = read_runs(args.runs)
+    runs, problems = read_some_runs(args.runs)
     paper = json.loads((HERE / "results" / "paper_results.json").read_text())
     (out / "figures").mkdir(parents=True, exist_ok=True)
     (out / "tables").mkdir(exist_ok=True)
@@ -594,7 +612,9 @@ def report(args):
 def collect(args):
     """Copies of the finished runs that are small enough for a repository: no weights, no returns of single contexts
     before the last evaluation, returns to three decimals."""
-    runs, problems = read_runs(args.runs)
+    runs, problems = read_some_runs(args.runs)
+    if any(run.directory.resolve() == Path(args.collect, run.directory.name).resolve() for run in runs):
+        aib_tools.fail(f"--collect takes a directory for copies, not that of the runs; got {args.collect}")
     for run in runs:
         copy_of = Path(args.collect) / run.directory.name
         copy_of.mkdir(parents=True, exist_ok=True)
@@ -605,8 +625,8 @@ def collect(args):
         results["returns"] = {split: run.returns[split].round(3).tolist() for split in run.returns}
         kept = [{name: value for name, value in line.items() if name != "returns"} for line in run.metrics]
         aib_tools.write(copy_of / "config.json", config)
-        (copy_of / "results.json").write_text(json.dumps(results) + "\n")
-        (copy_of / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in kept))
+        aib_tools.write(copy_of / "results.json", json.dumps(results) + "\n")
+        aib_tools.write(copy_of / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in kept))
     for problem in problems:
         print(problem, file=sys.stderr)
     print(f"{len(runs)} runs: {args.collect}")

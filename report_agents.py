@@ -413,17 +413,18 @@ back at 90 % of the level before.
 
 
 def embeddings(args):
-    out = Path(args.out)
-    (out / "figures").mkdir(parents=True, exist_ok=True)
-    (out / "tables").mkdir(exist_ok=True)
-    agents, problems = [], []
+    out, agents, problems = Path(args.out), [], []
     for directory in map(Path, dict.fromkeys(args.embeddings)):
         try:
             agents.append((directory, load_agent(directory)))
         except Exception as error:  # torch's are of many kinds
             problems.append(f"{directory}: cannot be used ({type(error).__name__}: {str(error).partition(chr(10))[0]})")
             print(problems[-1], file=sys.stderr)
+    if not agents:
+        aib_tools.fail("no agents, nothing is written")
     agents.sort(key=lambda pair: (pair[1].task, rank(pair[1].method), pair[1].name))
+    (out / "figures").mkdir(parents=True, exist_ok=True)
+    (out / "tables").mkdir(exist_ok=True)
     page, rows, times = ["# Trained agents\n", ABOUT_EMBEDDINGS], [], []
     for task in dict.fromkeys(trained.task for _, trained in agents):
         page.append(f"## {task}\n")

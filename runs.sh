@@ -26,10 +26,10 @@ here=${GRID_HOME:-$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")}  # Slurm runs
 export GRID_HOME=$here
 
 refuse() { echo "runs.sh: $1" >&2; exit 2; }
-[[ -n ${ENVS// /} && -n ${METHODS// /} && -n ${SEEDS// /} ]] || refuse "ENVS, METHODS and SEEDS must not be empty"
-[[ $JOBS =~ ^[1-9][0-9]*$ ]] || refuse "JOBS must be a number from 1; got $JOBS"
+[[ -n ${ENVS//[[:space:]]/} && -n ${METHODS//[[:space:]]/} && -n ${SEEDS//[[:space:]]/} ]] || refuse "ENVS, METHODS and SEEDS must not be empty"
+[[ $JOBS =~ ^[1-9][0-9]{0,3}$ ]] || refuse "JOBS must be a number from 1 to 9999; got $JOBS"
 [[ $RUNNER == local || $RUNNER == slurm ]] || refuse "RUNNER must be local or slurm; got $RUNNER"
-[[ $RUN_DIR =~ ^[^[:space:]]+$ ]] || refuse "RUN_DIR must not have spaces; got '$RUN_DIR'"
+[[ $RUN_DIR != -* && $RUN_DIR =~ ^[^[:space:]*?[]+$ ]] || refuse "RUN_DIR must not have spaces or any of *?[, nor begin with -; got '$RUN_DIR'"
 
 script_of() {  # a method's script and flags
     case $1 in
@@ -69,7 +69,7 @@ plan() {  # one line for each run: STATUS HOURS TASK METHOD SEED command ...
         for method in $2; do
             script=$(script_of "$method") || return 2
             for seed in $3; do
-                jobs+="$task $method $seed $script ${STEPS:+--total-timesteps $STEPS} $FLAGS"$'\n'
+                jobs+="$task $method $seed $script ${STEPS:+--total-timesteps $STEPS} ${FLAGS//$'\n'/ }"$'\n'
             done
         done
     done

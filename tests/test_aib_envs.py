@@ -164,7 +164,9 @@ def test_resets_without_a_seed_go_on_as_the_suites(env_id):
 @pytest.mark.parametrize("env_id", ["DI", "Cheetah", "HopperGym"])
 def test_copies_keep_the_context(env_id):
     context = aib_envs.context_set(env_id, "eval-out")[0]
-    env, actions = make(env_id, context), actions_for(make(env_id), 5)
+    mine = dict(context)
+    env, actions = make(env_id, mine), actions_for(make(env_id), 5)
+    mine.clear()
     for other in (copy.deepcopy(env), pickle.loads(pickle.dumps(env))):
         assert other.context == context
         assert np.array_equal(rollout(env, actions)[0], rollout(other, actions)[0])

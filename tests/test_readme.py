@@ -56,6 +56,20 @@ def test_the_benchmark_is_its_thirteen_tasks_and_no_other():
     assert [row["task"] for row in readme.benchmark_table()] == grid.split() and len(grid.split()) == 13
 
 
+@pytest.mark.parametrize(
+    ("task", "message"),
+    [(None, "no finished runs, nothing is written"), ("Walker", "has no runs of tasks with reversed")],
+)
+def test_agents_of_nothing_leave_the_old_results(task, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(report, "read_runs", lambda _: ([made(task, "DR", 1, 10)] if task else [], ["x: no runs here"]))
+    monkeypatch.setattr(readme, "RESULTS", tmp_path)
+    (tmp_path / "agents.json").write_text("old")
+    with pytest.raises(SystemExit) as stop:
+        readme.main(readme.Args(agents="rnus"))
+    assert stop.value.code == 2 and message in capsys.readouterr().err
+    assert (tmp_path / "agents.json").read_text() == "old"
+
+
 def test_fill():
     page = "a\n<!-- one -->\nold\n<!-- end -->\nb\n<!-- two -->\n<!-- end -->\n"
     filled = "a\n<!-- one -->\nnew\n<!-- end -->\nb\n<!-- two -->\n2\n<!-- end -->\n"

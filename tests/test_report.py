@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import os
 import shutil
 import subprocess
 import sys
@@ -369,10 +370,27 @@ def test_damaged_results_and_metrics(tmp_path):
     assert row["train"] == "10.0, 10.0"
 
 
-def test_an_empty_directory_gives_an_empty_report(tmp_path):
-    (tmp_path / "runs").mkdir()
-    process = main(cwd=tmp_path)
-    assert process.stderr == "runs: no runs here\n" and "0 runs" in process.stdout
+@pytest.mark.parametrize("flags", [[], ["--collect", "kept"]])
+def test_without_runs_the_old_report_stays(flags, tmp_path):
+    (tmp_path / "report").mkdir()
+    process = main("rnus", *flags, cwd=tmp_path, code=2)
+    assert process.stderr == "report.py: no finished runs, nothing is written (rnus: no runs here)\n"
+    assert not list(tmp_path.glob("report/*")) and not (tmp_path / "kept").exists()
+
+
+def test_runs_are_not_collected_into_themselves(tmp_path):
+    run = make_run(tmp_path / "runs", "DR", 1, 10)
+    before = [path.read_text() for path in sorted(run.iterdir())]
+    process = main("--collect", "runs/", cwd=tmp_path, code=2)
+    assert "takes a directory for copies" in process.stderr and len(process.stderr.splitlines()) == 1
+    assert [path.read_text() for path in sorted(run.iterdir())] == before
+
+
+def test_the_newer_run_is_the_one_that_began_later(tmp_path):
+    old, _ = (make_run(tmp_path, "DR", 1, value) for value in (10, 20))  # the value ends the name, as the time does
+    os.utime(old)
+    runs, problems = report.read_runs([tmp_path])
+    assert [run.aer("train") for run in runs] == [20] and "left out" in problems[0]
 
 
 @pytest.mark.parametrize(
@@ -383,7 +401,7 @@ def test_an_empty_directory_gives_an_empty_report(tmp_path):
     ],
 )
 def test_bad_input_gets_one_line(flags, message, tmp_path):
-    (tmp_path / "runs").mkdir()
+    make_run(tmp_path / "runs", "DR", 1, 10)
     lines = main(*flags, cwd=tmp_path, code=2).stderr.splitlines()
     assert message in lines[-1] and lines[-1].startswith("report.py: ")
 

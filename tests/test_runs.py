@@ -290,6 +290,12 @@ def damage(path):
     path.write_bytes(path.read_bytes()[:-1000])
 
 
+def flip(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
 def edit(path, **changes):
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
@@ -329,6 +335,12 @@ def change_origin(path, **changes):
             "checkpoint.pt: ValueError: it is damaged",
         ),
         (
+            lambda d: flip(d / "checkpoint.pt"),
+            "--resume {d} --total-timesteps 600",
+            "checkpoint.pt: ValueError: it is damaged",
+        ),
+        (lambda d: flip(d / "agent.pt"), "--eval-only {d}", "agent.pt: ValueError: it is damaged"),
+        (
             lambda d: (d / "checkpoint.pt").write_text("hi"),
             "--resume {d} --total-timesteps 600",
             "it is damaged, or no file",
@@ -363,6 +375,16 @@ def change_origin(path, **changes):
             "--resume {d}",
             "config.json: ValueError: batch_size cannot be '32'",
         ),
+        (
+            lambda d: edit_args(d / "config.json", total_timesteps="abc"),
+            "--resume {d}",
+            "config.json: ValueError: total_timesteps cannot be 'abc'",
+        ),
+        (
+            lambda d: edit_args(d / "results.json", total_timesteps="z"),
+            "--resume {d} --total-timesteps 600",
+            "results.json: ValueError",
+        ),
         (lambda d: damage(d / "results.json"), "--resume {d} --total-timesteps 600", "results.json: JSONDecodeError"),
         (
             lambda d: [(d / name).unlink() for name in ("results.json", "checkpoint.pt")],
@@ -388,6 +410,8 @@ def change_origin(path, **changes):
         (None, "--resume {d} --gamma 0.9", "{d} has --gamma 0.99; what can change is --capture-video, "),
         (None, "--resume {d} --env-id Cheetah", "{d} has --env-id DI"),
         (None, "--resume {d} --eval-only {d}", "--eval-only, which goes neither with --resume nor with --track"),
+        (None, "--resume=", "--resume and --eval-only take the directory of a run; got nothing"),
+        (None, "--eval-only=", "--resume and --eval-only take the directory of a run; got nothing"),
         (None, "--context mass=1", "--context needs --eval-only"),
         (None, "--eval-only {d} --track", "--eval-only, which goes neither with --resume nor with --track"),
         (None, "--eval-only {d} --context weight=1", "unknown context key for DI 'weight'; allowed: mass, inversion"),
