@@ -558,8 +558,8 @@ three seeds. Return in each context: mean over seeds. Prediction errors: mean sq
 step and of standardised states 20 steps ahead. The paper's numbers are of its own number of steps (100,000 to
 500,000).
 """
-OVER_TASKS = """Interquartile mean over tasks and seeds, every task with the same weight, of AER scaled by the tasks' return
-bounds. Rows with another number of tasks cannot be compared; the paper's numbers are of all its tasks.
+OVER_TASKS = """Interquartile mean over tasks and seeds, every task with the same weight, of AER scaled by the tasks'
+return bounds. Rows with another number of tasks cannot be compared; the paper's numbers are of all its tasks.
 """
 
 
