@@ -82,8 +82,14 @@ def benchmark_table():
 
 
 def results_table(runs):
-    """A row for each task and method."""
-    rows = [{"task": task} | row for task in tasks_of(runs) for row in report.task_table(runs, task, published())]
+    """A row for each task and method, and one for doing nothing."""
+    rows = []
+    for task in tasks_of(runs):
+        rows += [{"task": task} | row for row in report.task_table(runs, task, published())]
+        means = {split: np.mean(x) for split, x in report.zero_returns(task, RESULTS).items()}
+        means["all sets"] = np.mean(list(means.values()))
+        nothing = dict.fromkeys(rows[0], "") | {"task": task, "method": "doing nothing"}
+        rows.append(nothing | {name: f"{mean:.1f}" for name, mean in means.items()})
     hidden = {"paper, all sets"} if not any(row["paper, all sets"] for row in rows) else set()
     return [{key: value for key, value in row.items() if key not in hidden} for row in rows]
 

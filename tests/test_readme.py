@@ -149,6 +149,15 @@ def test_return_over_environment_steps_counts_all_of_them():
         assert list(line.get_xdata()) == [1000, 3000] and list(line.get_ydata()) == [3, 15]
 
 
+def test_results_end_with_doing_nothing():
+    first, nothing = readme.results_table(runs_of("Cartpole", DR=[600]))
+    assert (first["method"], first["all sets"]) == ("DR", "596.7")
+    envs = aib_envs.make_vec("Cartpole", aib_envs.context_set("Cartpole", "train"))
+    still = np.zeros(envs.action_space.shape, np.float32)
+    returns = aib_envs.evaluate(envs, lambda obs, history: still, 0, 1)
+    assert nothing["method"] == "doing nothing" and float(nothing["train"]) == pytest.approx(returns.mean(), rel=0.03)
+
+
 def test_claims():
     runs = runs_of("DI", DR=[10, 20, 30], DMA_SH=[60, 70, 80]) + runs_of(
         "BallInCup", DR=[65, 80, 90], DMA_SH=[75, 80, 85]
