@@ -27,8 +27,7 @@ import report_agents
 
 README, RESULTS = Path(__file__).parent / "README.md", Path(__file__).parent / "results"
 OURS = "DMA*-SH"
-OVERLAP = {"non-overlapping": False, "overlapping": True}  # can one policy act well in all contexts?
-KINDS = {"non-overlapping": "non_overlap", "overlapping": "overlap"}  # and their names in paper_results.json
+KINDS = "non-overlapping", "overlapping"  # tasks: can one policy act well in all contexts?
 # An order that the paper finds: a method's return is more than `share` times another's. Each for the kinds of tasks.
 # The shares of DR are ours.
 CLAIMS = [
@@ -41,7 +40,7 @@ CLAIMS = [
 ]
 RELATIVES = {"hyperzero": "HyperZero", "hyperdynamics": "HyperDynamics"}
 SHOWN = "HyperZero", "HyperDynamics"  # what stands beside DMA*-SH in a figure
-SPLITS = {"all sets": "aggregated", "eval-out": "eval_out"}  # and their names in paper_results.json
+SETS = "all sets", "eval-out"
 
 
 @dataclass
@@ -111,9 +110,9 @@ def one_mode(runs):
 def paper_table(runs):
     """Scaled AER, IQM over tasks and seeds and its interval (from three runs on, if no task has one alone), beside the
     paper's. The tasks are those of DMA*-SH; a method that lacks one of them has no row."""
-    rows, columns = [], published()["normalised_IQM"]["columns"]
-    for kind, overlap in OVERLAP.items():
-        tasks = [task for task in tasks_of(runs) if of(runs, task, OURS) and aib_envs.get_task(task).overlap == overlap]
+    rows, paper = [], published()["normalised_IQM"]
+    for kind in KINDS:
+        tasks = tasks_of([run for run in report.group_of(runs, kind) if run.method == OURS])
         for method in report.by_method(runs):
             own = [of(runs, task, method) for task in tasks]
             if not tasks or not all(own):
@@ -124,14 +123,16 @@ def paper_table(runs):
                 "method": method,
                 "seeds": ", ".join(str(len(x)) for x in own),
             }
-            for split, name in SPLITS.items():
+            for split in SETS:
                 scaled = [np.array([run.scaled(split) for run in group]) for group in own]
                 row[split] = f"{report.pooled_iqm([group[None] for group in scaled])[0]:.2f}"
                 if min(map(len, own)) >= 2 and sum(map(len, own)) >= 3:
                     low, high = report.bootstrap(scaled, report.pooled_iqm)
                     row[split] += f" [{low:.2f}, {high:.2f}]"
-                values = published()["normalised_IQM"][name][KINDS[kind]]
-                row[f"paper, {split}"] = f"{values[columns.index(method)]:.2f}" if method in columns else ""
+                values = paper[report.PAPER_SETS[split]][report.PAPER_GROUPS[kind]]
+                row[f"paper, {split}"] = (
+                    f"{values[paper['columns'].index(method)]:.2f}" if method in paper["columns"] else ""
+                )
             rows.append(row)
     return rows
 
@@ -174,8 +175,8 @@ def verdict(groups):
 
 def claimed(runs):
     """For each claim and kind of tasks: its name, the share, and {task: (runs, runs of the other)} where both have."""
-    for (claim, one, share, other, kinds), (kind, overlap) in itertools.product(CLAIMS, OVERLAP.items()):
-        tasks = [task for task in tasks_of(runs) if aib_envs.get_task(task).overlap == overlap and kind in kinds]
+    for (claim, one, share, other, kinds), kind in itertools.product(CLAIMS, KINDS):
+        tasks = tasks_of(report.group_of(runs, kind)) if kind in kinds else []
         pairs = {task: (of(runs, task, one), of(runs, task, other)) for task in tasks}
         if pairs := {task: pair for task, pair in pairs.items() if all(pair)}:
             yield claim, kind, share, pairs
@@ -186,7 +187,7 @@ def claims_table(runs):
     rows = []
     for claim, kind, share, pairs in claimed(runs):
         row = {"claim": claim, "kind": kind, "tasks": ", ".join(pairs)}
-        for split in SPLITS:
+        for split in SETS:
             aers = [[np.array([run.aer(split) for run in group]) for group in pair] for pair in pairs.values()]
             groups = [(x, share * y) for x, y in aers]
             chance = np.mean([report.improvement(x, y) for x, y in groups])
@@ -201,7 +202,7 @@ def tasks_table(runs):
     for claim, _, share, pairs in claimed(runs):
         for task, pair in pairs.items():
             row = {"claim": claim, "task": task, "seeds": " and ".join(str(len(group)) for group in pair)}
-            for split in SPLITS:
+            for split in SETS:
                 x, y = (np.array([run.aer(split) for run in group]) for group in pair)
                 row[split] = f"{report.iqm(x):.1f} and {report.iqm(y):.1f}: {verdict([(x, share * y)])}"
             rows.append(row)

@@ -37,6 +37,9 @@ import matplotlib.pyplot as plt
 HERE = Path(__file__).parent
 GROUPS = {"all": None, "overlapping": True, "non-overlapping": False}  # of tasks
 SETS = [*aib_envs.SPLITS, "all sets"]
+# Their names in paper_results.json.
+PAPER_GROUPS = {"all": "all", "overlapping": "overlap", "non-overlapping": "non_overlap"}
+PAPER_SETS = {"train": "train", "eval-out": "eval_out", "all sets": "aggregated"}
 
 # Okabe and Ito's colours, which a colour-blind reader can tell apart, each with a line of its own.
 STYLE = {
@@ -360,9 +363,7 @@ def for_aggregates(runs, problems):
 
 def aggregate_table(runs, paper):
     """IQM of scaled AER over tasks and seeds: one row for each method and group of tasks."""
-    rows, names = [], {"all": "all", "overlapping": "overlap", "non-overlapping": "non_overlap"}
-    published, columns = paper["normalised_IQM"], paper["normalised_IQM"]["columns"]
-    keys = {"train": "train", "eval-out": "eval_out", "all sets": "aggregated"}
+    rows, published, columns = [], paper["normalised_IQM"], paper["normalised_IQM"]["columns"]
     for group in GROUPS:
         for method, members in by_method(group_of(runs, group)).items():
             row = {"tasks": group, "method": method, "number of tasks": len({run.task for run in members})}
@@ -375,8 +376,9 @@ def aggregate_table(runs, paper):
                     low, high = bootstrap(values, pooled_iqm)
                     text += f" [{low:.2f}, {high:.2f}]"
                 row[split] = text
-                if split in keys and method in columns:
-                    row[split] += f" (paper {published[keys[split]][names[group]][columns.index(method)]:.2f})"
+                if split in PAPER_SETS and method in columns:
+                    value = published[PAPER_SETS[split]][PAPER_GROUPS[group]][columns.index(method)]
+                    row[split] += f" (paper {value:.2f})"
             rows.append(row)
     return rows
 
@@ -384,8 +386,6 @@ def aggregate_table(runs, paper):
 def comparison_table(runs, paper, ours="DMA*-SH"):
     """Relative gain of DMA*-SH over each method and probability of improvement, on the tasks that both have."""
     rows, published = [], paper["relative_gain_of_DMA*-SH_percent"]
-    names = {"all": "all", "overlapping": "overlap", "non-overlapping": "non_overlap"}
-    keys = {"train": "train", "eval-out": "eval_out", "all sets": "aggregated"}
     for group, method in itertools.product(GROUPS, [m for m in by_method(runs) if m != ours]):
         members = by_method(group_of(runs, group))
         common = {run.task for run in members.get(ours, [])} & {run.task for run in members.get(method, [])}
@@ -396,9 +396,9 @@ def comparison_table(runs, paper, ours="DMA*-SH"):
             x, y = (scores([run for run in members[m] if run.task in common], split) for m in (ours, method))
             above, below = (pooled_iqm([own[None] for own in values])[0] for values in (x, y))
             gain = f"{100 * (above / below - 1):+.1f} %" if below > 0.005 else "(from 0)"
-            if split in keys and f"vs {method}" in published["columns"]:
+            if split in PAPER_SETS and f"vs {method}" in published["columns"]:
                 column = published["columns"].index(f"vs {method}")
-                gain += f" (paper {published[keys[split]][names[group]][column]:+.1f} %)"
+                gain += f" (paper {published[PAPER_SETS[split]][PAPER_GROUPS[group]][column]:+.1f} %)"
             chance = mean_improvement(x + y)
             text = f"{gain}; P = {chance:.2f}"
             if min(map(len, x + y)) >= 3:
