@@ -97,14 +97,12 @@ def one_mode(runs):
     """Says which runs have learned one mode only: in training contexts the other has less than half of it."""
     found = []
     for run in runs:
-        if key := report_agents.mode_of(run.task):
-            of_mode = np.array([context[key] for context in aib_envs.context_set(run.task, "train")])
-            low, high = sorted(run.returns["train"][of_mode == value].mean() for value in np.unique(of_mode))
-            steps = aib_envs.get_task(run.task).steps
-            if high / steps >= 0.01 and not report_agents.masters_both([low / steps, high / steps]):
-                found.append(f"{run.task}, {run.method}, seed {run.seed} ({high:.1f} and {low:.1f})")
+        modes = sorted(report_agents.mode_rewards(run.task, run.returns["train"]))
+        if modes and modes[1] >= 0.01 and not report_agents.masters_both(modes):
+            low, high = aib_envs.get_task(run.task).steps * np.array(modes)
+            found.append(f"{run.task}, {run.method}, seed {run.seed} ({high:.1f} and {low:.1f})")
     text = "; ".join(found) if found else "none"
-    return f"Runs that have learned one mode only (training AER in the better and in the other mode): {text}.\n"
+    return f"Runs that earn less than half as much in one mode as in the other (AER in training contexts): {text}.\n"
 
 
 def paper_table(runs):
@@ -170,7 +168,7 @@ def verdict(groups):
     if p_value([(y, x) for x, y in groups]) <= 0.05:
         return "does not hold"
     clearest = [(range(len(x)), range(-len(y), 0)) for x, y in groups]
-    return "too few seeds" if p_value(clearest) > 0.05 else "undecided, seeds overlap"
+    return "too few seeds" if p_value(clearest) > 0.05 else "undecided"
 
 
 def claimed(runs):
@@ -218,7 +216,7 @@ def cost_table(runs, relatives):
         row = {"task": task, "runs": len(own), "hours": f"{hours(own):.1f}"}
         for method in methods:
             times = [hours([run]) for run in own if run.method == method]
-            row[f"{method}, a run"] = f"{min(times):.2f} to {max(times):.2f}" if times else ""
+            row[f"{method}, a run"] = " to ".join(dict.fromkeys(f"{f(times):.2f}" for f in (min, max))) if times else ""
         rows.append(row)
     last = {"task": "relatives (below)", "runs": len(relatives), "hours": f"{hours(relatives):.1f}"}
     return [*rows, dict.fromkeys(rows[0], "") | last] if relatives else rows
@@ -284,6 +282,7 @@ def speed_table():
 def steps_figure(runs, task):
     """AER over environment steps, all that a run has made: warm-up, random actions and experts included."""
     figure, axes = report.panels(3, aib_envs.SPLITS, sharey=True)
+    figure.suptitle(task)
     for method, members in report.by_method([run for run in runs if run.task == task]).items():
         for axis, split in zip(axes, aib_envs.SPLITS, strict=True):
             curves = [{m["env_steps"]: m["aer"][split] for m in run.metrics} for run in members]  # the last at each

@@ -457,13 +457,14 @@ def legend(figure, axes):
 
 def draw_band(axis, x, values, method):
     """A line for the IQM over runs [runs, points] and its interval, or their range below three runs."""
-    low, high = bootstrap([values], pooled_iqm, 500) if len(values) >= 3 else (values.min(0), values.max(0))
+    low, high = bootstrap([values], pooled_iqm) if len(values) >= 3 else (values.min(0), values.max(0))
     axis.plot(x, iqm(values, axis=0), label=method, **style(method))
     axis.fill_between(x, low, high, color=style(method)["color"], alpha=0.15, linewidth=0)
 
 
 def learning_curves(runs, task):
     figure, axes = panels(3, aib_envs.SPLITS, sharey=True)
+    figure.suptitle(task)
     for method, members in by_method([run for run in runs if run.task == task]).items():
         for axis, split in zip(axes, aib_envs.SPLITS, strict=True):
             curves = [{m["global_step"]: m["aer"][split] for m in run.metrics} for run in members if run.metrics]
@@ -480,6 +481,7 @@ def learning_curves(runs, task):
 def shadow_figure(runs, task):
     """Shadow gradient norm over training, beside the return; None if no run has logged it."""
     figure, axes = panels(2, ["shadow gradient norm", "AER, eval-out"])
+    figure.suptitle(task)
     found = False
     for method, members in by_method([run for run in runs if run.task == task]).items():
         logged = [run for run in members if run.metrics and all("shadow_gradient" in m for m in run.metrics)]
@@ -525,6 +527,7 @@ def context_figure(runs, task, zero):
     figure, axes = panels(
         len(shown), [f"{modes.key} {v:{sign}d}" if modes else d.key for d, v in shown], sharey=True, width=4.5
     )
+    figure.suptitle(task)
     for axis, (dimension, value) in zip(axes, shown, strict=True):
         axis.axvspan(*dimension.inner, color="#EEEEEE", linewidth=0, label="training range")
         for method, members in [("doing nothing", None), *by_method([run for run in runs if run.task == task]).items()]:

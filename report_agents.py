@@ -35,6 +35,7 @@ class Trained:
     module: object
     args: object
     agent: object
+    modes: tuple = ()  # its reward per step in the training contexts of each mode [2]
 
     def embed(self, history):
         """z [n, 8] of the windows that `history` ends with; None for a method without an encoder."""
@@ -58,7 +59,16 @@ def load_agent(directory):
     agent.load_state_dict(aib_tools.read_tensors(directory / "agent.pt"))
     method = paper_name(config["method"])
     name = f"{method} (seed {args.seed}, {args.total_timesteps} steps)"
-    return Trained(name, method, args.env_id, module, args, agent)
+    returns = json.loads((directory / "results.json").read_text())["returns"]["train"]
+    return Trained(name, method, args.env_id, module, args, agent, mode_rewards(args.env_id, returns))
+
+
+def mode_rewards(task, returns):
+    """Reward per step in each mode [2], from the returns in the training contexts [20, rollouts]; [] without modes."""
+    contexts = aib_envs.context_set(task, "train")
+    values = next((d.values for d in aib_envs.get_task(task).dimensions if d.values), [])
+    own = [[r for r, c in zip(returns, contexts, strict=True) if c[mode_of(task)] == value] for value in values]
+    return np.array([np.mean(part) for part in own]) / aib_envs.get_task(task).steps
 
 
 class MixedWindow:
@@ -281,8 +291,8 @@ def embedding_figure(trained, z):
 def adaptation(trained, rollouts=4):
     """What happens when the actuators change in the middle of an episode, and when the window tells of the other mode.
     Rewards [T] averaged over 20 contexts and rollouts: as `usual`, `switch`, `foreign` (with a window only); `modes`
-    [2]: the reward of each mode before. And how far the embedding has gone from the old to the new context's mean [T],
-    for both."""
+    [2]: the reward of each mode in training contexts. And how far the embedding has gone from the old to the new
+    context's mean [T], for both."""
     contexts, key = pairs_of(trained.task, 10), mode_of(trained.task)
     other = np.arange(len(contexts)) ^ 1
     kinds = {"usual": {}, "switch": {"switch": key}}
@@ -292,8 +302,7 @@ def adaptation(trained, rollouts=4):
         kind: [roll_out(trained, contexts, r, **options) for r in range(rollouts)] for kind, options in kinds.items()
     }
     rewards = {kind: np.mean([run[0] for run in done], axis=(0, 1)) for kind, done in runs.items()}
-    before = np.mean([run[0][:, : len(run[0][0]) // 2] for run in runs["usual"]], axis=(0, 2))  # [n]
-    rewards["modes"] = np.array([before[::2].mean(), before[1::2].mean()])
+    rewards["modes"] = np.array(trained.modes)
     moved = {}
     if runs["usual"][0][1] is not None:
         usual = np.mean([run[1] for run in runs["usual"]], axis=(0, 2))  # each context's mean [n, 8]
@@ -325,22 +334,25 @@ def masters_both(modes):
 
 def adaptation_figure(results, task):
     """Reward and embedding around the middle of the episode; a line is the mean over the runs of a method that master
-    both modes."""
+    both modes, and its label says if some do not."""
     titles = ["actuators change at 0", "foreign window from 0 on", "embedding: 0 old, 1 new context"]
     figure, axes = panels(3, titles, width=4.2)
-    results = [result for result in results if masters_both(result[1]["modes"])]
+    figure.suptitle(task)
     for method in dict.fromkeys(method for method, _, _ in results):
-        own = [(rewards, moved) for name, rewards, moved in results if name == method]
-        for axis, kind in zip(axes, ("switch", "foreign"), strict=False):
-            if kind in own[0][0]:
-                draw_steps(axis, np.mean([rewards[kind] for rewards, _ in own], 0), method)
-        if known := [moved["switch"] for _, moved in own if moved]:
-            draw_steps(axes[2], np.mean(known, 0), method)
+        runs = [(rewards, moved) for name, rewards, moved in results if name == method]
+        own = [(rewards, moved) for rewards, moved in runs if masters_both(rewards["modes"])]
+        label = method if len(own) == len(runs) else f"{method} ({len(own)} of {len(runs)} runs)"
+        curves = [[rewards[kind] for rewards, _ in own if kind in rewards] for kind in ("switch", "foreign")]
+        curves.append([moved["switch"] for _, moved in own if moved])
+        for axis, values in zip(axes, curves, strict=True):
+            if values:
+                steps = np.arange(len(values[0])) - len(values[0]) // 2
+                axis.plot(steps, np.mean(values, 0), label=label, **style(method))
     steps, window = aib_envs.get_task(task).steps, aib_envs.get_task(task).window
     for axis in axes:
         axis.axvline(0, color="#999999", linewidth=0.8)
         axis.set_xlim(-min(steps // 4, 2 * window), min(steps // 2, 5 * window))
-        axis.set_xlabel("steps")
+        axis.set_xlabel("steps after the change")
     axes[0].set_ylabel("reward per step")
     axes[1].sharey(axes[0])
     legend(figure, axes)
@@ -395,10 +407,6 @@ def recovery_rows(task, run, rewards):
                 steps = "masters one mode only"
             rows.append(row | {"steps to 90 %": {None: "not in the episode", 0: "nothing lost"}.get(steps, steps)})
     return rows
-
-
-def draw_steps(axis, values, method):
-    axis.plot(np.arange(len(values)) - len(values) // 2, values, label=method, **style(method))
 
 
 ABOUT_EMBEDDINGS = """Deterministic policies, evaluation-mode encoder. Embeddings: five episodes in each of the 60

@@ -436,7 +436,7 @@ def test_adaptation_figure_shows_agents_that_master_both_modes():
     results = [(m, {"switch": np.full(100, value), "modes": modes}, {}) for m, value, modes in runs]
     axis = report_agents.adaptation_figure([*results, ("DR", results[1][1] | {"modes": [0.0, 0.0]}, {})], "DI").axes[0]
     line, _ = axis.lines  # and the vertical one at 0
-    assert line.get_label() == "DMA" and set(line.get_ydata()) == {1.0}
+    assert line.get_label() == "DMA (1 of 2 runs)" and set(line.get_ydata()) == {1.0}
 
 
 def test_a_foreign_window_holds_others_transitions_until_they_have_left_it():
