@@ -184,6 +184,7 @@ def test_claims_over_tasks():
     runs += runs_of("DI-Perm", DA=[1, 2, 3]) + runs_of("DI-Friction", DMA_SH=[1, 2, 3], DA=[4, 5, 6])
     first, second = readme.claims_table(runs)
     assert (first["claim"], first["kind"], first["tasks"]) == ("DMA*-SH above DA", "non-overlapping", "DI, ODE")
+    assert first["seeds"] == "3 and 3, 2 and 2"
     # 8 of 9 pairs and 2 of 4. Ways with i of 9 pairs: 1 1 2 3 3 3 3 2 1 1, with j of 4: 1 1 2 1 1. As high: 24 of 120
     assert first["all sets"] == "0.69, p = 0.200: undecided"
     assert (second["kind"], second["tasks"]) == ("overlapping", "DI-Friction")
