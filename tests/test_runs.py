@@ -528,15 +528,15 @@ def test_tracking_offline(tmp_path):
 @pytest.mark.parametrize(
     ("env", "reason"),
     [
-        ({"WANDB_API_KEY": "", "WANDB_MODE": "online", "HOME": "{tmp}", "NETRC": "{tmp}/no"}, "No API key configured"),
-        ({"WANDB_API_KEY": 40 * "a", "WANDB_MODE": "online", "WANDB_BASE_URL": "http://127.0.0.1:9"}, "refused"),
-    ],
+        ({"WANDB_API_KEY": "", "HOME": "{tmp}", "NETRC": "{tmp}/no"}, "No API key configured"),
+        ({"WANDB_API_KEY": 40 * "a", "WANDB_BASE_URL": "http://127.0.0.1:9"}, "refused|deadline"),
+    ],  # of a server that is not there wandb names the refused connection or, on a busy machine, its own time limit
 )
 def test_tracking_that_fails_does_not_touch_the_run(env, reason, tmp_path):
     env = {name: value.replace("{tmp}", str(tmp_path)) for name, value in env.items()}
-    _, err = run("dr_sac.py", *TINY, cwd=tmp_path, **env)
+    _, err = run("dr_sac.py", *TINY, cwd=tmp_path, WANDB_MODE="online", **env)
     assert (only_run(tmp_path) / "results.json").exists()
-    assert "Weights & Biases gets nothing more" in err and "which goes on" in err and reason in err
+    assert re.search(f"Weights & Biases gets nothing more of .*, which goes on: .*({reason})", err)
 
 
 def test_tracking_into_a_full_directory_does_not_touch_the_run(small_disk, tmp_path):
