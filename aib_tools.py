@@ -48,6 +48,7 @@ def on_error(kind, error, trace):
 
 
 def read_flags(cls, description, default):
+    """`tyro.cli`, but for a wrong flag one line instead of tyro's box."""
     console = io.StringIO()
     try:
         with contextlib.redirect_stderr(console):

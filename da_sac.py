@@ -183,6 +183,8 @@ class ReplayBuffer:
 
 
 class Agent(nn.Module):
+    """Soft actor-critic on observations that end with the true context, which goes through the hypernetworks only."""
+
     def __init__(self, obs_dim, act_dim, args):
         super().__init__()
         self.args, self.target_entropy = args, -act_dim

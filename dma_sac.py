@@ -61,7 +61,8 @@ WIDTH, Z_DIM = 256, 8  # sizes of the networks' layers and of z
 
 
 def method_name(args):
-    name = "DMAstar" if args.normalise or args.mask_prob > 0 else "DMA"
+    less = "-nomask" * (args.mask_prob == 0) + "-nonorm" * (not args.normalise)
+    name = "DMA" if less == "-nomask-nonorm" else "DMAstar" + less
     return "DMA-Pearl" if args.kl_beta > 0 else name
 
 
@@ -193,6 +194,8 @@ class ReplayBuffer:
 
 
 class Agent(nn.Module):
+    """Soft actor-critic, what tells it about the context, and the dynamics model that trains that."""
+
     def __init__(self, obs_dim, act_dim, args):
         super().__init__()
         self.args, self.target_entropy = args, -act_dim

@@ -62,7 +62,8 @@ WIDTH, Z_DIM = 256, 8  # sizes of the networks' layers and of z
 
 
 def method_name(args):
-    name = "DMAstar-H" if args.normalise or args.mask_prob > 0 else "DMA-H"
+    less = "-nomask" * (args.mask_prob == 0) + "-nonorm" * (not args.normalise)
+    name = "DMA-H" if less == "-nomask-nonorm" else "DMAstar-H" + less
     return name + "-RLonly" * args.rl_only
 
 
@@ -244,6 +245,8 @@ class ReplayBuffer:
 
 
 class Agent(nn.Module):
+    """Soft actor-critic with a hypernetwork in each network, and the encoder, which the dynamics model trains."""
+
     def __init__(self, obs_dim, act_dim, args):
         super().__init__()
         self.args, self.target_entropy = args, -act_dim
@@ -285,7 +288,6 @@ class Agent(nn.Module):
         losses["dynamics"] = F.mse_loss(self.dynamics(obs_actions, z), next_obs - obs)
         self.context_optimizer.zero_grad()
         losses["dynamics"].backward()
-
         z = z.detach()  # for the RL losses z is a constant, but they train the hypernetworks of their own modules
 
         # Critics. Episodes end by time limit only, so the target always bootstraps.
@@ -327,10 +329,9 @@ class Agent(nn.Module):
     def diagnose(self, obs, actions, next_obs, rewards, window):
         """The shadow gradient: the mean norm of the gradient that the policy's loss would have with respect to z."""
         z = self.encoder(*window).detach().requires_grad_()
-        context = z
-        pi, log_pi = self.actor.get_action(obs, context)
+        pi, log_pi = self.actor.get_action(obs, z)
         obs_pi = torch.cat([obs, pi], 1)
-        min_qf_pi = torch.min(self.qf1(obs_pi, context), self.qf2(obs_pi, context)).squeeze(1)
+        min_qf_pi = torch.min(self.qf1(obs_pi, z), self.qf2(obs_pi, z)).squeeze(1)
         loss = (self.log_alpha.exp().detach() * log_pi - min_qf_pi).sum()
         return {"shadow_gradient": torch.autograd.grad(loss, z)[0].norm(dim=1).mean().item()}
 

@@ -63,7 +63,8 @@ WIDTH, Z_DIM = 256, 8  # sizes of the networks' layers and of z
 
 
 def method_name(args):
-    name = "DMAstar-SH" if args.normalise or args.mask_prob > 0 else "DMA-SH"
+    less = "-nomask" * (args.mask_prob == 0) + "-nonorm" * (not args.normalise)
+    name = "DMA-SH" if less == "-nomask-nonorm" else "DMAstar-SH" + less
     return name + "-nodetach-critic" * (not args.detach_critic) + "-nodetach-actor" * (not args.detach_actor)
 
 
@@ -232,6 +233,8 @@ class ReplayBuffer:
 
 
 class Agent(nn.Module):
+    """Soft actor-critic, what tells it about the context, and the dynamics model that trains that."""
+
     def __init__(self, obs_dim, act_dim, args):
         super().__init__()
         self.args, self.target_entropy = args, -act_dim

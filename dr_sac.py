@@ -129,6 +129,8 @@ class ReplayBuffer:
 
 
 class Agent(nn.Module):
+    """Soft actor-critic (Haarnoja et al. 2018): policy, two Q-functions with targets, and a learned temperature."""
+
     def __init__(self, obs_dim, act_dim, args):
         super().__init__()
         self.args, self.target_entropy = args, -act_dim

@@ -106,6 +106,8 @@ def mean_improvement(groups):
 
 @dataclass
 class Run:
+    """A finished run."""
+
     directory: Path
     task: str
     method: str  # as in the paper, with * for "star", and with what differs from the other runs of the method
@@ -123,6 +125,7 @@ class Run:
         return float(np.mean([self.returns[s].mean() for s in (aib_envs.SPLITS if split == "all sets" else [split])]))
 
     def scaled(self, split):
+        """AER with the bounds of the task's returns as 0 and 1."""
         low, high = aib_envs.get_task(self.task).bounds
         return (self.aer(split) - low) / (high - low)
 
@@ -232,10 +235,12 @@ def tell_apart(runs, problems):
 
 
 def rank(method):
+    """A sort key: methods in the order of STYLE, unknown ones after them by name."""
     return list(STYLE).index(method) if method in STYLE else len(STYLE), method
 
 
 def style(method):
+    """matplotlib's color and line style of a method, the same in every figure."""
     if method not in STYLE:
         STYLE[method] = next(MORE)[::-1]
     color, line = STYLE[method]
@@ -345,6 +350,7 @@ def experts_table(runs, task):
 
 
 def group_of(runs, group):
+    """The runs on the tasks of one of GROUPS."""
     return [run for run in runs if GROUPS[group] is None or aib_envs.get_task(run.task).overlap == GROUPS[group]]
 
 
@@ -410,12 +416,14 @@ def comparison_table(runs, paper, ours="DMA*-SH"):
 
 
 def markdown(rows):
+    """A table of `rows`, dicts with the same keys, in Markdown."""
     escape = lambda x: str(x).replace("DMA*", "DMA\\*").replace("|", "\\|")
     lines = [list(rows[0]), ["---"] * len(rows[0]), *([row[key] for key in rows[0]] for row in rows)]
     return "\n".join("| " + " | ".join(map(escape, line)) + " |" for line in lines) + "\n"
 
 
 def write_csv(path, rows):
+    """The same rows as a file, without the marks of bold face."""
     with open(path, "w", newline="") as file:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
@@ -429,6 +437,7 @@ def write_csv(path, rows):
 
 
 def save(figure, path):
+    """Writes a figure as PNG and SVG to `path`; returns the Markdown that shows it."""
     figure.savefig(path.with_suffix(".png"), dpi=150)
     figure.savefig(path.with_suffix(".svg"))
     plt.close(figure)
@@ -436,6 +445,7 @@ def save(figure, path):
 
 
 def panels(columns, titles, height=3.2, width=3.6, **options):
+    """A figure and its axes, [columns] in one row with a title each; width and height in inches, of one panel."""
     figure, axes = plt.subplots(
         1, columns, figsize=(width * columns, height), layout="constrained", squeeze=False, **options
     )
@@ -446,6 +456,7 @@ def panels(columns, titles, height=3.2, width=3.6, **options):
 
 
 def legend(figure, axes):
+    """One legend below the figure, of all labels in `axes`, in as many columns as fit."""
     found = {}
     for axis in axes:
         found |= dict(zip(*reversed(axis.get_legend_handles_labels()), strict=True))
@@ -463,6 +474,7 @@ def draw_band(axis, x, values, method):
 
 
 def learning_curves(runs, task):
+    """AER over vector steps: a panel for each set, a line for each method, a band of interval95 over its seeds."""
     figure, axes = panels(3, aib_envs.SPLITS, sharey=True)
     figure.suptitle(task)
     for method, members in by_method([run for run in runs if run.task == task]).items():
@@ -502,7 +514,8 @@ def shadow_figure(runs, task):
 
 
 def zero_returns(task, directory):
-    """What doing nothing earns in each of the 60 contexts: {split: [20]}. Computed once, kept in `directory`."""
+    """What doing nothing earns in each of the 60 contexts, mean of 10 rollouts: {split: [20]}. Computed once and kept
+    in `directory`."""
     for path in (HERE / "results" / "zero_action.json", directory / "zero_action.json"):
         known = {}
         with contextlib.suppress(OSError, ValueError):  # none yet, or damaged
@@ -511,7 +524,7 @@ def zero_returns(task, directory):
             return known[task]
     envs = aib_envs.make_vec(task, aib_envs.eval_contexts(task))
     nothing = np.zeros(envs.action_space.shape, np.float32)
-    returns = aib_envs.by_split(aib_envs.evaluate(envs, lambda obs, history: nothing, 0, 2))
+    returns = aib_envs.by_split(aib_envs.evaluate(envs, lambda obs, history: nothing, 0, 10))
     known[task] = {split: r.mean(1).round(2).tolist() for split, r in returns.items()}
     aib_tools.write(directory / "zero_action.json", known)
     return known[task]
@@ -567,6 +580,7 @@ return bounds. Rows with another number of tasks cannot be compared; the paper's
 
 
 def report(args):
+    """Everything that `python report.py runs/` writes."""
     out = Path(args.out)
     runs, problems = read_some_runs(args.runs)
     paper = json.loads((HERE / "results" / "paper_results.json").read_text())

@@ -174,6 +174,7 @@ DIGAMMA = scipy.special.digamma
 
 
 def entropy(labels):
+    """Of the labels' frequencies, in nats."""
     return float(scipy.stats.entropy(np.unique(labels, return_counts=True)[1]))
 
 
@@ -190,6 +191,7 @@ def informativeness(z, contexts, mode):
 
 
 def mode_of(task):
+    """The task's dimension with two values, if it has one: inversion or permutation."""
     return next((d.key for d in aib_envs.get_task(task).dimensions if d.values), None)
 
 
@@ -421,6 +423,7 @@ back at 90 % of the level before.
 
 
 def embeddings(args):
+    """Everything that `python report.py --embeddings` writes."""
     out, agents, problems = Path(args.out), [], []
     for directory in map(Path, dict.fromkeys(args.embeddings)):
         try:

@@ -41,10 +41,14 @@ script_of() {  # a method's script and flags
         DMA) echo dma_sac.py --mask-prob 0 --no-normalise ;;
         DMA-Pearl) echo dma_sac.py --kl-beta 0.4 ;;
         DMAstar) echo dma_sac.py ;;
+        DMAstar-nomask) echo dma_sac.py --mask-prob 0 ;;
+        DMAstar-nonorm) echo dma_sac.py --no-normalise ;;
         DMAstar-H) echo dmah_sac.py ;;
         DMAstar-H-RLonly) echo dmah_sac.py --rl-only ;;
         DMA-SH) echo dmash_sac.py --mask-prob 0 --no-normalise ;;
         DMAstar-SH) echo dmash_sac.py ;;
+        DMAstar-SH-nomask) echo dmash_sac.py --mask-prob 0 ;;
+        DMAstar-SH-nonorm) echo dmash_sac.py --no-normalise ;;
         DMAstar-SH-nodetach-critic) echo dmash_sac.py --no-detach-critic ;;
         DMAstar-SH-nodetach-actor) echo dmash_sac.py --no-detach-actor ;;
         DMAstar-SH-nodetach-critic-nodetach-actor) echo dmash_sac.py --no-detach-critic --no-detach-actor ;;

@@ -430,6 +430,11 @@ def test_an_agent_acts_by_the_network_of_each_context(model):
         np.testing.assert_allclose(first[i], policy(i)[0, 0].tanh().detach(), rtol=1e-4, atol=1e-6)
     history.t = 1
     np.testing.assert_array_equal(agent.act(obs, history), first)
+    obs[25, 4:] = obs[59, 4:]  # an inversion within the episode, as report.py makes them
+    switched = agent.act(obs, history)
+    np.testing.assert_allclose(switched[25], policy(25)[0, 0].tanh().detach(), rtol=1e-4, atol=1e-6)
+    assert not np.allclose(switched[25], first[25]) and np.array_equal(switched[:25], first[:25])
+    obs[25, 4:] = aib_envs.context_vector("DI", contexts[25], scaled=True)
     agent.update(*tuples())
     history.begin()
     assert not np.array_equal(agent.act(obs, history), first)  # a new episode, new networks
