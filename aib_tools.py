@@ -56,8 +56,8 @@ def read_flags(cls, description, default):
     except SystemExit as stop:
         if not stop.code:  # --help
             raise
-        lines = [line.strip("│ ─") for line in console.getvalue().splitlines() if line.startswith("│")]
-        fail(" ".join(filter(None, lines)))  # tyro draws a box of several lines
+        lines = [line.strip("│╰╯─ ") for line in console.getvalue().splitlines()[1:]]  # a box below its title
+        fail(" ".join(line for line in lines if line.strip("-")))  # "-" is what "─" is without Unicode
 
 
 def parse_args(cls, description):

