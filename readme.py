@@ -1,13 +1,14 @@
 """Makes every table and figure of README.md from the files in results/.
 
     python readme.py                                 README.md's marked parts, and results/figures
-    python readme.py --agents runs/                  the same, after the trained agents in runs/ have been rolled out
-                                                     once more: results/agents.json
+    python readme.py --agents runs/                  the same, after the trained agents in runs/ that are not yet in
+                                                     results/agents.json have been rolled out once more
     python report.py --collect results/runs runs/    puts finished runs into results/
 
 A marked part of README.md begins with <!-- name --> and ends with <!-- end -->.
 """
 
+import contextlib
 import itertools
 import json
 import re
@@ -366,9 +367,18 @@ def load_agent(directory):
         return report_agents.load_agent(directory)
 
 
+def rolled_out():
+    """{name of the run's directory: what agents.json has of its agent}."""
+    with contextlib.suppress(OSError, ValueError):  # none yet, or damaged
+        found = json.loads((RESULTS / "agents.json").read_text())
+        return {row["run"]: row for task in found.values() for row in task["adaptation"]}
+    return {}
+
+
 def roll_out(directory):
-    """What the figures need of the agents in `directory`: {task: {"adaptation": [...], "paths": {...}}}."""
-    found = {}
+    """What the figures need of the agents in `directory`: {task: {"adaptation": [...], "paths": {...}}}. What
+    agents.json has already, by name and training returns, is taken from there: a roll-out may take a minute."""
+    found, known = {}, rolled_out()
     runs, problems = report.read_some_runs([directory])
     runs = report.of_one_length(runs, problems)
     for problem in problems:
@@ -377,11 +387,12 @@ def roll_out(directory):
         own = [(run, load_agent(run.directory)) for run in runs if run.task == task]
         found[task] = {"adaptation": []}
         for run, trained in own:
-            parts = [
-                {kind: x.round(3).tolist() for kind, x in part.items()} for part in report_agents.adaptation(trained)
-            ]
-            row = {"run": run.directory.name, "method": run.method, "seed": run.seed}
-            found[task]["adaptation"].append(row | {"rewards": parts[0], "moved": parts[1]})
+            row = known.get(run.directory.name)
+            if not row or row["rewards"]["modes"] != np.round(trained.modes, 3).tolist():
+                rounded = lambda part: {kind: x.round(3).tolist() for kind, x in part.items()}
+                row = dict(zip(("rewards", "moved"), map(rounded, report_agents.adaptation(trained)), strict=True))
+            named = {"run": run.directory.name, "method": run.method, "seed": run.seed}
+            found[task]["adaptation"].append(named | {kind: row[kind] for kind in ("rewards", "moved")})
         if task == "DI":
             medians = [median_run(group).directory for method in ("DR", OURS) if (group := of(runs, task, method))]
             shown = [trained for run, trained in own if run.directory in medians]

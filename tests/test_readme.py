@@ -3,6 +3,7 @@
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -68,6 +69,29 @@ def test_agents_of_nothing_leave_the_old_results(task, message, tmp_path, monkey
         readme.main(readme.Args(agents="rnus"))
     assert stop.value.code == 2 and message in capsys.readouterr().err
     assert (tmp_path / "agents.json").read_text() == "old"
+
+
+def test_agents_are_rolled_out_once(tmp_path, monkeypatch):
+    runs, done = runs_of("Cartpole", DR=[600, 700]), []
+
+    def adaptation(trained):
+        done.append(trained.run)
+        return {"modes": np.array(trained.modes), "usual": np.full(3, len(done))}, {}
+
+    monkeypatch.setattr(readme, "RESULTS", tmp_path)
+    monkeypatch.setattr(report, "read_some_runs", lambda _: (runs, []))
+    monkeypatch.setattr(readme, "load_agent", lambda run: SimpleNamespace(run=run.name, modes=modes[run.name]))
+    monkeypatch.setattr(report_agents, "adaptation", adaptation)
+    first, second = (run.directory.name for run in runs)
+    modes = {first: [0.12345, 0.5], second: [0.1, 0.2]}
+    (tmp_path / "agents.json").write_text("damaged")
+    found = readme.roll_out(tmp_path)
+    assert done == [first, second] and found["Cartpole"]["adaptation"][0]["rewards"]["modes"] == [0.123, 0.5]
+    (tmp_path / "agents.json").write_text(json.dumps(found))
+    assert readme.roll_out(tmp_path) == found and len(done) == 2
+    modes[second] = [0.1, 0.3]  # it has been trained for longer
+    rows = readme.roll_out(tmp_path)["Cartpole"]["adaptation"]
+    assert done[2:] == [second] and [row["rewards"]["usual"][0] for row in rows] == [1, 3]
 
 
 def test_fill():
