@@ -286,7 +286,7 @@ class Agent(nn.Module):
     def act(self, obs, history, training=False):
         """obs [n, obs_dim] -> deterministic actions [n, act_dim] (all NumPy)."""
         obs, context = torch.from_numpy(obs).to(next(self.parameters()).device).tensor_split([-self.context_dim], 1)
-        if history.t == 0 or not torch.equal(context, self.context):  # once per episode: the context is constant in it
+        if history.t == 0 or not torch.equal(context, self.context):  # constant in episodes but for report.py
             self.policy, self.context = self.model(context)[0], context.clone()
         return self.policy(obs[:, None])[:, 0].tanh().cpu().numpy()
 
