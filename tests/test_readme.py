@@ -182,6 +182,16 @@ def test_results_end_with_doing_nothing():
     assert nothing["method"] == "doing nothing" and float(nothing["train"]) == pytest.approx(returns.mean(), rel=0.03)
 
 
+def test_doing_nothing_has_as_many_rollouts_as_a_run(tmp_path, monkeypatch):
+    kept = json.loads((ROOT / "results" / "zero_action.json").read_text())["ODE"]
+    monkeypatch.setattr(report, "HERE", tmp_path)
+    for split, returns in report.zero_returns("ODE", tmp_path).items():
+        np.testing.assert_allclose(returns, kept[split], atol=0.02)
+    envs = aib_envs.make_vec("ODE", aib_envs.eval_contexts("ODE"))
+    returns = aib_envs.evaluate(envs, lambda obs, history: np.zeros((60, 2), np.float32), 0, 10)
+    np.testing.assert_allclose(np.concatenate(list(kept.values())), returns.mean(1), atol=0.02)
+
+
 def test_claims():
     runs = runs_of("DI", DR=[10, 20, 30], DMA_SH=[60, 70, 80]) + runs_of(
         "BallInCup", DR=[65, 80, 90], DMA_SH=[75, 80, 85]
