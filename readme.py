@@ -1,14 +1,13 @@
 """Makes every table and figure of README.md from the files in results/.
 
     python readme.py                                 README.md's marked parts, and results/figures
-    python readme.py --agents runs/                  the same, after the trained agents in runs/ that are not yet in
-                                                     results/agents.json have been rolled out once more
     python report.py --collect results/runs runs/    puts finished runs into results/
+    python readme.py --agents runs/                  the first, after the trained agents in runs/ that are not yet in
+                                                     results/agents.json have been rolled out once more
 
 A marked part of README.md begins with <!-- name --> and ends with <!-- end -->.
 """
 
-import contextlib
 import itertools
 import json
 import re
@@ -312,7 +311,7 @@ def figures(runs, agents, relatives):
         curves = [(a["method"], as_arrays(a["rewards"]), as_arrays(a["moved"])) for a in found["adaptation"]]
         text = f"Reward and embedding on {task} after the actuators have changed"
         drawn[f"{task}_adaptation"] = text, report_agents.adaptation_figure(curves, task)
-    if "DI" in agents:
+    if agents.get("DI", {}).get("paths"):
         text = "Paths of a point mass that is to reach the circle, under DR and under DMA*-SH"
         drawn["DI_paths"] = text, report_agents.paths_figure(agents["DI"]["paths"], "DI")
     return drawn
@@ -368,38 +367,49 @@ def load_agent(directory):
 
 
 def rolled_out():
-    """{name of the run's directory: what agents.json has of its agent}."""
-    with contextlib.suppress(OSError, ValueError):  # none yet, or damaged
+    """What agents.json has of the runs in results/runs: {task: {"adaptation": [...], "paths": {...}}}."""
+    try:
         found = json.loads((RESULTS / "agents.json").read_text())
-        return {row["run"]: row for task in found.values() for row in task["adaptation"]}
-    return {}
+        for known in found.values():
+            known["adaptation"] = [row for row in known["adaptation"] if (RESULTS / "runs" / row["run"]).is_dir()]
+        return found
+    except (OSError, ValueError):  # none yet, or damaged
+        return {}
 
 
 def roll_out(directory):
-    """What the figures need of the agents in `directory`: {task: {"adaptation": [...], "paths": {...}}}. What
-    agents.json has already, by name and training returns, is taken from there: a roll-out may take a minute."""
-    found, known = {}, rolled_out()
+    """What the figures need of trained agents: {task: {"adaptation": [...], "paths": {...}}}. What agents.json has of
+    runs in results/runs stays, be they in `directory` or not; a run whose training returns are no longer the same is
+    rolled out again, which may take a minute."""
+    found = rolled_out()
     runs, problems = report.read_some_runs([directory])
     runs = report.of_one_length(runs, problems)
     for problem in problems:
         print(problem, file=sys.stderr)
-    for task in filter(report_agents.mode_of, tasks_of(runs)):
+    tasks = list(filter(report_agents.mode_of, tasks_of(runs)))
+    if not tasks:
+        aib_tools.fail(f"{directory} has no runs of tasks with reversed or swapped actuators, nothing is written")
+    for task in tasks:
         own = [(run, load_agent(run.directory)) for run in runs if run.task == task]
-        found[task] = {"adaptation": []}
+        known = found.setdefault(task, {"adaptation": []})
+        rows = {row["run"]: row for row in known["adaptation"]}
         for run, trained in own:
-            row = known.get(run.directory.name)
-            if not row or row["rewards"]["modes"] != np.round(trained.modes, 3).tolist():
+            name = run.directory.name
+            if name not in rows or rows[name]["rewards"]["modes"] != np.round(trained.modes, 3).tolist():
                 rounded = lambda part: {kind: x.round(3).tolist() for kind, x in part.items()}
                 row = dict(zip(("rewards", "moved"), map(rounded, report_agents.adaptation(trained)), strict=True))
-            named = {"run": run.directory.name, "method": run.method, "seed": run.seed}
-            found[task]["adaptation"].append(named | {kind: row[kind] for kind in ("rewards", "moved")})
+                rows[name] = {"run": name, "method": run.method, "seed": run.seed} | row
+        known["adaptation"] = sorted(rows.values(), key=lambda row: (report.rank(row["method"]), row["seed"]))
         if task == "DI":
-            medians = [median_run(group).directory for method in ("DR", OURS) if (group := of(runs, task, method))]
-            shown = [trained for run, trained in own if run.directory in medians]
-            found[task]["paths"] = {m: x.round(3).tolist() for m, x in report_agents.paths(shown, task).items()}
-    if not found:
-        aib_tools.fail(f"{directory} has no runs of tasks with reversed or swapped actuators, nothing is written")
-    return found
+            collected = report.of_one_length(report.read_runs([RESULTS / "runs"])[0], [])
+            groups = [of(collected, task, method) for method in ("DR", OURS)]
+            medians = {median_run(group).directory.name for group in groups if group}
+            shown = [trained for run, trained in own if run.directory.name in medians]
+            for name in medians - {run.directory.name for run, _ in own}:
+                print(f"{name}: not in {directory}, its paths in the picture are as they were", file=sys.stderr)
+            drawn = {m: x.round(3).tolist() for m, x in report_agents.paths(shown, task).items()}
+            known["paths"] = known.get("paths", {}) | drawn
+    return {task: found[task] for task in aib_envs.TASKS if task in found}
 
 
 def read_results():

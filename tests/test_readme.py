@@ -85,6 +85,8 @@ def test_agents_are_rolled_out_once(tmp_path, monkeypatch):
     first, second = (run.directory.name for run in runs)
     modes = {first: [0.12345, 0.5], second: [0.1, 0.2]}
     (tmp_path / "agents.json").write_text("damaged")
+    for name in (first, second):
+        (tmp_path / "runs" / name).mkdir(parents=True)
     found = readme.roll_out(tmp_path)
     assert done == [first, second] and found["Cartpole"]["adaptation"][0]["rewards"]["modes"] == [0.123, 0.5]
     (tmp_path / "agents.json").write_text(json.dumps(found))
@@ -92,6 +94,10 @@ def test_agents_are_rolled_out_once(tmp_path, monkeypatch):
     modes[second] = [0.1, 0.3]  # it has been trained for longer
     rows = readme.roll_out(tmp_path)["Cartpole"]["adaptation"]
     assert done[2:] == [second] and [row["rewards"]["usual"][0] for row in rows] == [1, 3]
+    del runs[0]  # its agent is on another machine
+    assert [row["run"] for row in readme.roll_out(tmp_path)["Cartpole"]["adaptation"]] == [first, second]
+    (tmp_path / "runs" / first).rmdir()  # nor is it among the results any more
+    assert [row["run"] for row in readme.roll_out(tmp_path)["Cartpole"]["adaptation"]] == [second]
 
 
 def test_fill():
