@@ -100,6 +100,21 @@ def test_agents_are_rolled_out_once(tmp_path, monkeypatch):
     assert [row["run"] for row in readme.roll_out(tmp_path)["Cartpole"]["adaptation"]] == [second]
 
 
+def test_paths_of_an_agent_that_is_elsewhere_stay(tmp_path, monkeypatch, capsys):
+    runs = runs_of("DI", DR=[10, 20, 30], **{readme.OURS: [70, 80]})
+    monkeypatch.setattr(readme, "RESULTS", tmp_path)
+    monkeypatch.setattr(report, "read_runs", lambda _: (runs, []))
+    monkeypatch.setattr(report, "read_some_runs", lambda _: (runs[:3], []))
+    monkeypatch.setattr(readme, "load_agent", lambda run: SimpleNamespace(method="DR", name=run.name, modes=[0, 1]))
+    monkeypatch.setattr(report_agents, "adaptation", lambda trained: ({"modes": np.array(trained.modes)}, {}))
+    monkeypatch.setattr(report_agents, "paths", lambda shown, _: {x.method: np.array([shown.index(x)]) for x in shown})
+    (tmp_path / "agents.json").write_text(
+        json.dumps({"DI": {"adaptation": [], "paths": {"DR": [7], readme.OURS: [8]}}})
+    )
+    assert readme.roll_out(tmp_path)["DI"]["paths"] == {"DR": [0], readme.OURS: [8]}
+    assert capsys.readouterr().err.startswith(f"{runs[3].directory.name}: not in")
+
+
 def test_fill():
     page = "a\n<!-- one -->\nold\n<!-- end -->\nb\n<!-- two -->\n<!-- end -->\n"
     filled = "a\n<!-- one -->\nnew\n<!-- end -->\nb\n<!-- two -->\n2\n<!-- end -->\n"
