@@ -7,6 +7,7 @@ import collections
 import contextlib
 import fcntl
 import importlib
+import importlib.metadata
 import io
 import json
 import logging
@@ -164,12 +165,15 @@ def read_config(directory, cls):
         return config | {"run": str(config["run"]), "method": str(config["method"])}
 
 
-def git_commit(directory):
-    """The commit that `directory` is at, or ""."""
-    with contextlib.suppress(OSError):
-        command = ["git", "-C", str(directory), "rev-parse", "HEAD"]
-        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
-    return ""
+def provenance():
+    """What a run's bits depend on, besides script and arguments: packages, machine, git commit ("" if unknown)."""
+    packages = ("torch", "numpy", "mujoco", "dm_control", "gymnasium")
+    found = {"versions": {name: importlib.metadata.version(name) for name in packages}, "commit": ""}
+    with contextlib.suppress(OSError):  # there is no git
+        command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+        found["commit"] = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+    found |= {"threads": torch.get_num_threads(), "processor": torch.backends.cpu.get_cpu_capability()}
+    return found | {"gpu": torch.cuda.get_device_name() if torch.cuda.is_initialized() else ""}
 
 
 def lock(path, new):

@@ -15,7 +15,6 @@ import signal
 import sys
 import time
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
 
@@ -337,9 +336,7 @@ def open_run(args):
     else:
         method = method_name(args)
         run = Path(args.run_dir) / f"{args.env_id}__{method}__{args.seed}__{time.time_ns() // 1_000_000}"
-        config = {"run": run.name, "script": Path(__file__).name, "method": method}
-        config["versions"] = {name: version(name) for name in ("torch", "numpy", "mujoco", "dm_control", "gymnasium")}
-        config["commit"] = aib_tools.git_commit(Path(__file__).parent)
+        config = {"run": run.name, "script": Path(__file__).name, "method": method} | aib_tools.provenance()
         run.mkdir(parents=True)
     config["args"] = {k: v for k, v in vars(args).items() if k not in ("resume", "eval_only", "context")}
     return run, config, aib_tools.lock(run / "metrics.jsonl", new=not args.resume)

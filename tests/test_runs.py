@@ -83,6 +83,21 @@ def copy_of(finished, tmp_path):
     return lambda script: Path(shutil.copytree(finished[script], tmp_path / finished[script].name))
 
 
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_config_says_what_has_run_where(script, finished):
+    config = json.loads((finished[script] / "config.json").read_text())
+    git = subprocess.run(["git", "-C", ROOT, "rev-parse", "HEAD"], capture_output=True, text=True)
+    assert config["script"] == script and config["commit"] == git.stdout.strip()
+    assert config["threads"] == 1 and bool(config["gpu"]) == torch.cuda.is_available()  # `start` sets the threads
+    assert config["processor"] == torch.backends.cpu.get_cpu_capability()
+    assert config["versions"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
+
+
+def test_without_git_the_commit_is_unknown(monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    assert aib_tools.provenance()["commit"] == ""
+
+
 # -------------------------------------------------------- resume ----------------------------------------------------
 
 
