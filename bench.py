@@ -3,9 +3,10 @@
 Two tables. The first trains every script as users do, for a few hundred steps with everything on, and reads the times
 that the run itself writes (checkpoints are not included). The second times the gradient step alone, counts its
 floating-point operations, and holds both against the machine's own rate for float32 matrix products. All methods take
-turns, round after round.
+turns, round after round. With --variants it times instead what some decisions in the scripts are worth.
 """
 
+import contextlib
 import dataclasses
 import importlib
 import json
@@ -48,6 +49,7 @@ class Args:
     threads: int = 1  # threads of PyTorch
     cuda: bool = False  # measure on the GPU
     compile: bool = False  # the gradient step alone (second table) under torch.compile
+    variants: bool = False  # instead of both tables: gradient steps with and without some decisions, on the CPU
     small: bool = False  # only show that it runs: 20 steps, 1 round
     json_file: str | None = None  # where the medians go
 
@@ -197,6 +199,81 @@ def matrix_rate(device):
     return repeats * 2 * size**3 / (time.perf_counter() - start)
 
 
+# ---------------------------------------------- What decisions are worth ----------------------------------------------
+
+
+def matrices(module):
+    """The adapter's matrices are built, once for each omega, and all networks multiply by them."""
+    generate = module.Hypernetwork.forward
+
+    def forward(self, z):
+        omega, build = generate(self, z), "bck, irk -> brci"  # chunk c, row r of a chunk, column i
+        down = torch.einsum(build, omega.down, omega.head_down.unflatten(1, (-1, 65))).flatten(1, 2)
+        up = torch.einsum(build, omega.up, omega.head_up.unflatten(1, (-1, 65))).flatten(1, 2)
+        return omega._replace(down=down, up=up)
+
+    apply = lambda x, matrix, head: (matrix @ x[:, :, None]).squeeze(2)
+    return {(module.Hypernetwork, "forward"): forward, (module, "generated_linear"): apply}
+
+
+def encoding_per_loss(module):
+    """An omega of their own, with fresh masks, for the Q-loss and each policy loss. It is made, but not used."""
+    original = module.Agent.update
+
+    def update(self, obs, actions, next_obs, rewards, window, policy_turn):
+        with torch.no_grad():
+            for _ in range(1 + module.POLICY_FREQUENCY * policy_turn):
+                self.infer(window)
+        return original(self, obs, actions, next_obs, rewards, window, policy_turn)
+
+    return {(module.Agent, "update"): update}
+
+
+def generated_per_sample(module):
+    """The hypernetworks generate for each sample of the batch, not once for each training context."""
+
+    def forward(self, x, context):
+        contexts, which = context
+        return self.head(module.adapt(self.trunk(x), self.hypernetwork(which @ contexts)))
+
+    return {(module.MLP, "forward"): forward}
+
+
+VARIANTS = {"DMAstar-SH": (matrices, encoding_per_loss), "DA": (generated_per_sample,)}
+
+
+@contextlib.contextmanager
+def varied(changes):
+    """With {(owner, name): attribute} in place of the owners' own."""
+    originals = {(owner, name): getattr(owner, name) for owner, name in changes}
+    for (owner, name), attribute in changes.items():
+        setattr(owner, name, attribute)
+    try:
+        yield
+    finally:
+        for (owner, name), attribute in originals.items():
+            setattr(owner, name, attribute)
+
+
+def variants_table(args):
+    """The gradient step with and without each decision, in turns."""
+    rows, medians = [], {}
+    for method, variants in VARIANTS.items():
+        learner = Learner(args, method)
+        for variant in variants:
+            changes, ratios = variant(learner.module), []
+            with varied(changes):
+                other = Learner(args, method)
+                other.updates(2)
+            for _ in range(args.rounds):
+                seconds = learner.updates(20)
+                with varied(changes):
+                    ratios.append(other.updates(20) / seconds)
+            medians[variant.__name__] = {"method": method, "time_ratio": float(np.median(ratios))}
+            rows.append([variant.__name__, method, spread(ratios, 2)])
+    return table(["variant", "method", "gradient step, times as long"], rows), medians
+
+
 # ------------------------------------------------------- Tables -------------------------------------------------------
 
 
@@ -279,12 +356,21 @@ def main():
         aib_tools.fail(f"--json-file {args.json_file}: there is no such directory")
     if args.cuda and not torch.cuda.is_available():
         aib_tools.fail("there is no GPU here for --cuda")
+    if args.variants and (args.cuda or args.compile):
+        aib_tools.fail("--variants goes neither with --cuda nor with --compile")
     if args.small:
         args.steps, args.rounds = 20, 1
     methods = [method for method in SCRIPTS if method in (*args.methods, REFERENCE)]
     os.environ["OMP_NUM_THREADS"] = str(args.threads)  # of the scripts
     torch.set_num_threads(args.threads)
     torch.set_flush_denormal(True)
+
+    if args.variants:
+        text, variants = variants_table(args)
+        print(text)
+        if args.json_file:
+            aib_tools.write(Path(args.json_file), {"args": vars(args), "variants": variants})
+        return
 
     runs, seconds, shares, rates = {}, {}, {}, []
     for i in range(args.rounds):

@@ -62,12 +62,62 @@ def test_rates_of_training():
     assert medians["DR"]["memory_mib"] == 600
 
 
+def losses_of(learner, changes=None):
+    """Of two gradient steps on fixed batches, from the weights that a new learner has."""
+    with bench.varied(changes or {}):
+        torch.manual_seed(1)
+        batches = [learner.buffer.sample(64) for _ in range(2)]
+        return [{k: v.item() for k, v in learner.agent.update(*batch, True).items()} for batch in batches]
+
+
+@pytest.mark.parametrize(("method", "variant"), [("DMAstar-SH", bench.matrices), ("DA", bench.generated_per_sample)])
+def test_a_variant_is_the_same_function(method, variant):
+    args = types.SimpleNamespace(env_id="DI", cuda=False, compile=False)
+    one, other = bench.Learner(args, method), bench.Learner(args, method)
+    calls = []
+    logged = lambda function: lambda *inputs: calls.append(1) or function(*inputs)
+    changes = {where: logged(function) for where, function in variant(one.module).items()}
+    expected = losses_of(one)
+    assert not calls
+    for step, losses in zip(expected, losses_of(other, changes), strict=True):
+        assert losses == pytest.approx(step, rel=1e-4)
+    assert calls
+    calls.clear()
+    losses_of(other)  # the original is back
+    assert not calls
+
+
+def test_encodings_for_each_loss(monkeypatch):
+    learner = bench.Learner(types.SimpleNamespace(env_id="DI", cuda=False, compile=False), "DMAstar-SH")
+    infer, calls = learner.agent.infer, []
+    monkeypatch.setattr(learner.agent, "infer", lambda window: calls.append(1) or infer(window))
+    batch = learner.buffer.sample(64)
+    with bench.varied(bench.encoding_per_loss(learner.module)):
+        learner.agent.update(*batch, False)
+        assert len(calls) == 2  # dynamics and Q-functions
+        learner.agent.update(*batch, True)
+        assert len(calls) == 2 + 4  # and two steps of the policy
+    learner.agent.update(*batch, True)
+    assert len(calls) == 2 + 4 + 1
+
+
+def test_variants_are_timed(tmp_path):
+    path = tmp_path / "variants.json"
+    done = run("--variants", "--small", "--env-id", "DI", "--json-file", path)
+    assert done.returncode == 0, done.stderr
+    variants = json.loads(path.read_text())["variants"]
+    rows = [[cell.strip() for cell in row.split("|")[1:3]] for row in done.stdout.splitlines()[2:]]
+    assert rows == [[name, variant["method"]] for name, variant in variants.items()] and len(rows) == 3
+    assert all(variant["time_ratio"] > 0 for variant in variants.values())
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
         (["--methods", "DMA*"], "unknown method DMA*; allowed: DR, Concat, DMA,"),
         (["--env-id", "Chetah"], "unknown task Chetah; allowed: DI, DI-Friction,"),
         (["--rounds", "0"], "--steps, --rounds and --threads must be at least 1"),
+        (["--variants", "--compile"], "--variants goes neither with --cuda nor with --compile"),
         (["--cuda"], "there is no GPU here for --cuda"),
     ],
 )
