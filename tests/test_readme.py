@@ -321,6 +321,15 @@ def test_numbers_of_the_speed_section():
     assert f"{100 * more[0]:.0f} % above DMA's and {100 * more[1]:.0f} % above DA's" in prose
 
 
+def test_numbers_of_what_decisions_are_worth():
+    variants = json.loads((ROOT / "results" / "speed_variants.json").read_text())["variants"]
+    prose = " ".join(PAGE.split())
+    ratio = {name: f"{variant['time_ratio']:.1f} times as long" for name, variant in variants.items()}
+    assert f"once for each sample, a gradient step takes {ratio['generated_per_sample']}" in prose
+    assert f"that would make a gradient step {ratio['encoding_per_loss']}" in prose
+    assert f"Built once per gradient step, they make it {ratio['matrices']}" in prose
+
+
 def test_held_out():
     runs = [made("DI", "HyperZero", seed, 10 * seed) for seed in (1, 2)] + [made("DI", "MLP", 1, 5)]
     for run in runs:
