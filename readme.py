@@ -180,7 +180,7 @@ def claims_table(runs):
     for claim, kind, share, pairs in claimed(runs):
         row = {"claim": claim, "kind": kind, "tasks": ", ".join(pairs)}
         row["seeds"] = ", ".join(f"{len(x)} and {len(y)}" for x, y in pairs.values())
-        for split in SETS:
+        for split in ("train", "eval-in", *SETS):
             aers = [[np.array([run.aer(split) for run in group]) for group in pair] for pair in pairs.values()]
             groups = [(x, share * y) for x, y in aers]
             chance = np.mean([report.improvement(x, y) for x, y in groups])

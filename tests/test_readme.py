@@ -246,6 +246,8 @@ def test_claims_over_tasks():
     assert second["all sets"] == "0.00, p = 1.000: does not hold"
     (row,) = readme.claims_table(runs_of("DI", DR=[40, 50, 55], DMA_SH=[60, 70, 80]))
     assert row["all sets"].startswith("0.22")  # 56.7, 66.7, 76.7 against 61.1, 77.8, 86.1
+    assert row["train"].startswith("0.22") and row["eval-in"] == row["train"]  # 60, 70, 80 against 66.7, 83.3, 91.7
+    assert row["eval-out"].startswith("0.39")  # 50, 60, 70 against 50, 66.7, 75
 
 
 def test_beside_the_paper():
