@@ -184,7 +184,8 @@ def claims_table(runs):
             aers = [[np.array([run.aer(split) for run in group]) for group in pair] for pair in pairs.values()]
             groups = [(x, share * y) for x, y in aers]
             chance = np.mean([report.improvement(x, y) for x, y in groups])
-            row[split] = f"{chance:.2f}, p = {p_value(groups):.3f}: {verdict(groups)}"
+            p = p_value(groups)
+            row[split] = f"{chance:.2f}, p {f'= {p:.3f}' if p >= 0.001 else '< 0.001'}: {verdict(groups)}"
         rows.append(row)
     return rows
 
