@@ -12,7 +12,7 @@ import argparse
 import collections
 import contextlib
 import csv
-import importlib.util
+import importlib
 import io
 import itertools
 import json
@@ -285,17 +285,15 @@ def settings(run):
     return {name: value for name, value in run.args.items() if name not in FREE} | {"script": run.script}
 
 
+def load_script(script):
+    """A script as a module. Raises ImportError if there is none of that name, and whatever the script itself raises."""
+    return importlib.import_module(Path(script).stem)  # from the root or relatives/
+
+
 def script_defaults(script):
     """The default of each flag of a script, for runs that were made before it had the flag; {} if that is unknown."""
-    known = {Path(method.script).name: method.script for method in METHODS.values()}
-    path = ROOT / known.get(script, script)
-    if not path.is_file():
-        path = ROOT / script
     with contextlib.suppress(Exception):  # it is not there any more, or broken
-        spec = importlib.util.spec_from_file_location(path.stem, path)
-        module = sys.modules[path.stem] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        return vars(module.Args())
+        return vars(load_script(script).Args())
     return {}
 
 
@@ -607,11 +605,11 @@ def question(claim, runs, tasks, split):
 
 def verdict_rows(rows, questions):
     """Adds what the tests say to `rows`, which are asked together."""
+    small = lambda p: "" if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}"
     for row, found in zip(rows, stats.verdicts(questions), strict=True):
         row["P"] = f"{found['chance']:.2f}"
-        row["p"] = f"{found['p']:.3f}" if found["p"] >= 0.001 else "< 0.001"
-        row["p, Holm"] = "" if found["holm"] is None else f"{found['holm']:.3f}"
-        row["asked"] = found["asked"]
+        row["p"] = small(found["p"])
+        row[f"p, Holm of {found['asked']}"] = small(found["holm"])
         row["verdict"] = found["verdict"]
     return rows
 
@@ -625,7 +623,7 @@ def task_claims(runs, task):
                 continue
             both = [[run for run in group if run.method == method] for method in (claim.one, claim.other)]
             row = {"claim": str(claim), "steps": f"{steps:,}", "set": split}
-            row["seeds"] = " and ".join(str(len(own)) for own in both)
+            row["seeds"] = "/".join(str(len(own)) for own in both)
             row["AER"] = " and ".join(f"{stats.iqm(aers(own, split)):.1f}" for own in both)
             rows.append(row)
             questions.append(question(claim, group, [task], split))
@@ -649,7 +647,7 @@ def pooled_claims(runs):
         for split in ("all sets", "eval-out") if len(tasks) > 1 else ():
             scaled = [groups_of(own, m, tasks, lambda run: run.scaled(split)) for m in (claim.one, claim.other)]  # noqa: B023
             row = {"claim": str(claim), "kind": kind, "training": f"{100 * share:.0f} %", "tasks": ", ".join(tasks)}
-            row["seeds"] = ", ".join(f"{len(x)} and {len(y)}" for x, y in zip(*scaled, strict=True))
+            row["seeds"] = ", ".join(f"{len(x)}/{len(y)}" for x, y in zip(*scaled, strict=True))
             row["set"] = split
             row["difference of IQM"] = with_interval(sum(scaled, []), stats.difference(stats.pooled_iqm), sign="+")
             row["of means"] = with_interval(sum(scaled, []), stats.difference(stats.pooled_mean), sign="+")
@@ -837,9 +835,10 @@ its tasks of the kind. Intervals are shown from three seeds a task on.
 """
 ABOUT_VERDICTS = """P: the share of pairs of runs, one of each method, of which the claim is true, averaged over tasks. p:
 if the two methods were the same, the share of all ways to deal out the runs to them that give such a P or a higher one
-(exact, one-sided; for one task Mann and Whitney's test). *Holm*: p corrected for the number of questions of this table
-that so many seeds can decide at all (*asked*). A claim *holds* if that is at most 0.05, and *does not hold* if the
-opposite claim does; *alone* is what p says without the correction. Three seeds against three reach 0.05 alone, at best.
+(exact, one-sided; for one task Mann and Whitney's test). *Holm of 8*: p corrected for the 8 questions of this table,
+which are those that so many seeds can decide at all. A claim *holds* if that is at most 0.05, and *does not hold* if
+that is so of the opposite claim; *alone* is what p says without the correction. Three seeds against three reach p = 0.05
+at best, so a single task needs about five to decide.
 """
 
 
@@ -902,6 +901,15 @@ class Page:
         return "\n".join(lines)
 
 
+def add_verdicts(page, heading, name, rows):
+    """The table of what can be decided, and a line for what cannot."""
+    few = [row for row in rows if row["verdict"] == "too few seeds"]
+    page.table(heading, name, [row for row in rows if row not in few])
+    if few:
+        claims = "; ".join(dict.fromkeys(f"{row['claim']} ({row['seeds']})" for row in few))
+        page.text(heading, f"Too few seeds to decide: {claims}.\n".replace("*", "\\*"))
+
+
 def add_task(page, runs, unfinished, task):
     """The section of one task."""
     own = [run for run in runs if run.task == task]
@@ -911,7 +919,7 @@ def add_task(page, runs, unfinished, task):
     page.table(task, f"{task}_prediction", prediction_table(own))
     page.table(task, f"{task}_experts", experts_table(own))
     page.figure(task, f"{task}_curves", learning_curves(own, unfinished, task), f"Learning curves on {task}")
-    page.table(task, f"{task}_verdicts", task_claims(own, task))
+    add_verdicts(page, task, f"{task}_verdicts", task_claims(own, task))
 
 
 def add_over_tasks(page, runs):
@@ -924,7 +932,7 @@ def add_over_tasks(page, runs):
         name = {"all": "Overlapping and not"}.get(kind, kind.capitalize())
         page.text(heading, f"**{name}, after {share:.0f} % of the training: {', '.join(tasks)}.**\n")
         page.table(heading, f"over_tasks_{number}", aggregate_table(own, kind, methods, tasks))
-    page.table("Verdicts over tasks", "verdicts", pooled_claims(runs))
+    add_verdicts(page, "Verdicts over tasks", "verdicts", pooled_claims(runs))
 
 
 def add_notes(page, runs, unfinished, problems):
