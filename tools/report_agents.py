@@ -301,7 +301,7 @@ def embedding_figure(trained, z):
         labels = np.repeat([context[mode] for context in contexts], z.shape[1])
         for value, color, marker in zip(np.unique(labels), ("#0072B2", "#E69F00"), ("o", "^"), strict=True):
             axes[0].plot(*points[labels == value].T, marker, color=color, markersize=2, label=f"{mode} {value:+d}")
-        axes[0].legend(markerscale=3, frameon=False, loc="upper center", bbox_to_anchor=(0.5, 0), ncol=2)
+        axes[0].legend(markerscale=3, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.05), ncol=2)
     for axis, key in zip(axes[mode is not None :], [first, continuous.key][mode is not None :], strict=False):
         shade = np.repeat([context[key] for context in contexts], z.shape[1])
         figure.colorbar(axis.scatter(*points.T, c=shade, s=3, cmap="viridis"), ax=axis)
@@ -390,6 +390,7 @@ def adaptation_figure(results, task):
     for axis, reason in zip(axes, reasons, strict=True):
         if not axis.lines:
             say(axis, reason)
+            continue
         axis.axvline(0, color="#999999", linewidth=0.8)
         axis.set_xlim(-min(steps // 4, 2 * window), min(steps // 2, 5 * window))
         axis.set_xlabel("steps after the change")

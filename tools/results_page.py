@@ -1,446 +1,363 @@
-"""Makes every table and figure of README.md from the files in results/.
+"""Makes RESULTS.md and results/figures from what is in results/.
 
-    python readme.py                                 README.md's marked parts, and results/figures
-    python report.py --collect results/runs runs/    puts finished runs into results/
-    python readme.py --agents runs/                  the first, after the trained agents in runs/ that are not yet in
-                                                     results/agents.json have been rolled out once more
+    python tools/report.py --collect results/runs runs/    puts finished runs into results/
+    python tools/results_page.py                           RESULTS.md, and the table in README.md
+    python tools/results_page.py --agents runs/            the same, after agents that are new have been rolled out
 
-A marked part of README.md begins with <!-- name --> and ends with <!-- end -->.
+The page is tools/report.py's report on results/runs, with more sections, and with the paragraphs of results/text.md
+under its headings. Numbers in text.md are placeholders such as {aer DI, DMA*-SH, eval-out}: see `Values`.
 """
 
-import itertools
+import argparse
 import json
 import re
 import sys
-from collections import Counter
-from dataclasses import dataclass
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
-import scipy.stats
 
 import aib_envs
-import aib_tools
 import report
-import report_agents
+import stats
+from report import OURS, RESULTS, ROOT, SPLITS
 
-README, RESULTS = Path(__file__).parent / "README.md", Path(__file__).parent / "results"
-OURS = "DMA*-SH"
-KINDS = "non-overlapping", "overlapping"  # tasks: can one policy act well in all contexts?
-# An order that the paper finds: a method's return is more than `share` times another's. Each for the kinds of tasks.
-# The shares of DR are ours.
-CLAIMS = [
-    ("DMA*-SH above DMA*", OURS, 1.0, "DMA*", KINDS),
-    ("DMA* above DMA", "DMA*", 1.0, "DMA", KINDS),
-    ("DMA*-SH above DA", OURS, 1.0, "DA", KINDS),
-    ("DMA*-SH above Concat", OURS, 1.0, "Concat", KINDS),
-    ("DR fails: below 0.6 of DMA*-SH", OURS, 1 / 0.6, "DR", ["non-overlapping"]),
-    ("DR does not fail: above 0.8 of DMA*-SH", "DR", 0.8, OURS, ["overlapping"]),
-]
-RELATIVES = {"hyperzero": "HyperZero", "hyperdynamics": "HyperDynamics"}
-SHOWN = "HyperZero", "HyperDynamics"  # what stands beside DMA*-SH in a figure
-SETS = "all sets", "eval-out"
+RELATIVES = {"HyperZero": "hyperzero.py", "HyperDynamics": "hyperdynamics.py"}
+SHOWN = "DR", OURS  # whose paths on DI are drawn
 
 
-@dataclass
-class Args:
-    agents: str | None = None  # a directory of finished runs with their agent.pt
+# --------------------------------------------- Numbers in hand-written text -----------------------------------------
 
 
-# ------------------------------------------------------- Tables ------------------------------------------------------
+def listed(words):
+    """a, b and c"""
+    *first, last = words
+    return f"{', '.join(first)} and {last}" if first else last
 
 
-def tasks_of(runs):
-    return [task for task in aib_envs.TASKS if any(run.task == task for run in runs)]
+class Values:
+    """What the placeholders of results/text.md stand for. Each method is one: {name argument, argument, ...}. Numbers of
+    a task are of the length for which most methods have runs."""
+
+    def __init__(self, runs):
+        self.all = runs
+
+    def own(self, task, method):
+        found = [run for run in report.main_runs(self.all, task) if run.method == method]
+        if not found:
+            raise LookupError(f"no run of {method} on {task}")
+        return found
+
+    def aer(self, task, method, split="all sets"):
+        return f"{stats.iqm(report.aers(self.own(task, method), split)):.0f}"
+
+    def seeds(self, task, method, split="all sets"):
+        """Of each seed."""
+        return listed([f"{run.aer(split):.0f}" for run in self.own(task, method)])
+
+    def better(self, task, method):
+        """The better of the last two evaluations, all sets."""
+        return f"{stats.iqm([run.better('all sets') for run in self.own(task, method)]):.0f}"
+
+    def steps(self, task):
+        return f"{report.main_runs(self.all, task)[0].steps:,}"
+
+    def nothing(self, task, split="all sets"):
+        """What doing nothing earns."""
+        found = report.doing_nothing(task)
+        return f"{np.mean([found[one] for one in (SPLITS if split == 'all sets' else [split])]):.0f}"
+
+    def paper(self, task, method):
+        return str(report.PAPER["AER_aggregated_over_sets_v2"][task][method])
+
+    def block(self, kind):
+        """The first comparison over tasks of a kind: the one with most methods."""
+        return next(block for block in report.blocks(self.all) if block[0] == kind)
+
+    def tasks(self, kind):
+        return listed(self.block(kind)[3])
+
+    def pooled(self, kind, method, split, statistic):
+        _, runs, _, tasks = self.block(kind)
+        groups = report.groups_of(runs, method, tasks, lambda run: run.scaled(split))
+        return f"{float(statistic(*groups)):.2f}"
+
+    def score(self, kind, method, split="all sets"):
+        """Scaled AER, interquartile mean over tasks and seeds."""
+        return self.pooled(kind, method, split, stats.pooled_iqm)
+
+    def mean(self, kind, method, split="all sets"):
+        """The same, as plain mean."""
+        return self.pooled(kind, method, split, stats.pooled_mean)
+
+    def paper_score(self, kind, method, split="all sets"):
+        return report.paper_score(kind, method, split)
+
+    def claim(self, one, other, where, split="all sets"):
+        """The row of a table of verdicts; `where`: a task, or a kind of tasks."""
+        rows = report.pooled_claims(self.all) if where in report.KINDS else report.task_claims(self.all, where)
+        found = {(row["claim"], row.get("kind", where), row["set"]): row for row in rows}
+        name = next(str(claim) for claim in report.all_claims(self.all) if (claim.one, claim.other) == (one, other))
+        return found[name, where, split]
+
+    def verdict(self, *claim):
+        return self.claim(*claim)["verdict"]
+
+    def p(self, *claim):
+        """The p-value without correction."""
+        return self.claim(*claim)["p"]
+
+    def holm(self, *claim):
+        """The corrected p-value, and for how many questions."""
+        row = self.claim(*claim)
+        name = next(name for name in row if name.startswith("p, Holm"))
+        return f"{row[name]} of {name.removeprefix('p, Holm of ')}"
+
+    def stuck(self, method):
+        """Shares of stuck rollouts on ODE, in percent, of each seed."""
+        return listed([f"{100 * report.stuck(run)[0]:.0f}" for run in self.own("ODE", method)])
+
+    def unstuck(self, method):
+        """Mean return of the other rollouts on ODE, of each seed."""
+        return listed([f"{report.stuck(run)[1]:.0f}" for run in self.own("ODE", method)])
+
+    def one_mode(self, task, method):
+        """In how many runs the worse mode earns less than half of the better one."""
+        found = [sorted(run.mode_returns()) for run in self.own(task, method)]
+        return f"{sum(low < 0.5 * high for low, high in found)} of {len(found)}"
+
+    def hours(self, *where):
+        """Of all runs, or of one run on average: {hours task, method}."""
+        if where:
+            return f"{np.mean([run.hours() for run in self.own(*where)]):.1f}"
+        return f"{sum(run.hours() for run in self.all):.0f}"
+
+    def runs(self):
+        return str(len(self.all))
+
+    def count(self):
+        """Of tasks."""
+        return str(len(report.tasks_of(self.all)))
 
 
-def of(runs, task, method):
-    return [run for run in runs if (run.task, run.method) == (task, method)]
-
-
-def published():
-    return json.loads((RESULTS / "paper_results.json").read_text())
-
-
-def benchmark_table():
-    """A row for each of the benchmark's tasks."""
-    rows = []
-    for name in report.BENCHMARK:
-        task = aib_envs.get_task(name)
-        context = [
-            f"{d.key} {d.values[0]} or {d.values[1]}"
-            if d.values
-            else f"{d.key} {d.inner[0]:g} to {d.inner[1]:g} ({d.outer[0]:g} to {d.outer[1]:g})"
-            for d in task.dimensions
-        ]
-        row = {"task": name, "physics": task.physics, "context (eval-out)": ", ".join(context)}
-        row |= {"overlapping": "yes" if task.overlap else "no", "episode": task.steps, "K": task.window}
-        rows.append(row | {"training": f"{task.total_timesteps:,}", "bound of returns": f"{task.bounds[1]:,}"})
-    return rows
-
-
-def results_table(runs):
-    """A row for each task and method, and one for doing nothing."""
-    rows = []
-    for task in tasks_of(runs):
-        rows += [{"task": task} | row for row in report.task_table(runs, task, published())]
-        means = {split: np.mean(x) for split, x in report.zero_returns(task, RESULTS).items()}
-        means["all sets"] = np.mean(list(means.values()))
-        nothing = dict.fromkeys(rows[0], "") | {"task": task, "method": "doing nothing"}
-        rows.append(nothing | {name: f"{mean:.1f}" for name, mean in means.items()})
-    hidden = {"paper, all sets"} if not any(row["paper, all sets"] for row in rows) else set()
-    return [{key: value for key, value in row.items() if key not in hidden} for row in rows]
-
-
-def one_mode(runs):
-    """Says which runs have learned one mode only: in training contexts the other has less than half of it."""
-    found = []
-    for run in runs:
-        modes = sorted(report_agents.mode_rewards(run.task, run.returns["train"]))
-        if modes and modes[1] >= 0.01 and not report_agents.masters_both(modes):
-            low, high = aib_envs.get_task(run.task).steps * np.array(modes)
-            found.append(f"{run.task}, {run.method}, seed {run.seed} ({high:.1f} and {low:.1f})")
-    text = "; ".join(found) if found else "none"
-    return f"Runs that earn less than half as much in one mode as in the other (AER in training contexts): {text}.\n"
-
-
-def paper_table(runs):
-    """Scaled AER, IQM over tasks and seeds and its interval (from three runs on, if no task has one alone), beside the
-    paper's, and the plain mean. The tasks are those of DMA*-SH; a method that lacks one of them has no row."""
-    rows, paper = [], published()["normalised_IQM"]
-    for kind in KINDS:
-        tasks = tasks_of([run for run in report.group_of(runs, kind) if run.method == OURS])
-        for method in report.by_method(runs):
-            own = [of(runs, task, method) for task in tasks]
-            if not tasks or not all(own):
-                continue
-            row = {"kind": kind, "tasks": ", ".join(tasks), "method": method}
-            row["seeds"] = ", ".join(str(len(group)) for group in own)
-            for split in SETS:
-                scaled = [np.array([run.scaled(split) for run in group]) for group in own]
-                row[split] = f"{report.pooled_iqm([group[None] for group in scaled])[0]:.2f}"
-                if min(map(len, own)) >= 2 and sum(map(len, own)) >= 3:
-                    low, high = report.bootstrap(scaled, report.pooled_iqm)
-                    row[split] += f" [{low:.2f}, {high:.2f}]"
-                values = paper[report.PAPER_SETS[split]][report.PAPER_GROUPS[kind]]
-                known = method in paper["columns"]
-                row[f"paper, {split}"] = f"{values[paper['columns'].index(method)]:.2f}" if known else ""
-                row[f"{split}, plain mean"] = f"{np.mean([group.mean() for group in scaled]):.2f}"
-            rows.append(row)
-    return rows
-
-
-def deals(x, y):
-    """{probability of improvement: in how many ways to deal out all returns to the two methods}: by sums of ranks."""
-    n, m = len(x), len(y)
-    ways = [Counter() for _ in range(n + 1)]  # for each number dealt to the first: {sum of doubled ranks: ways}
-    ways[0][0] = 1
-    for rank in (2 * scipy.stats.rankdata([*x, *y])).astype(int).tolist():
-        for k in range(n, 0, -1):
-            for total, count in ways[k - 1].items():
-                ways[k][total + rank] += count
-    return {(total / 2 - n * (n + 1) / 2) / (n * m): count for total, count in ways[n].items()}
-
-
-def p_value(groups):
-    """One-sided exact p-value of the probability of improvement, averaged over tasks: in what share of all ways to deal
-    out each task's returns to the two methods it is as high. `groups`: one (returns, other's returns) a task."""
-    ways = Counter({0.0: 1})  # {sum over tasks: in how many ways}
-    for x, y in groups:
-        before, more, ways = ways, deals(x, y), Counter()
-        for (a, n), (b, m) in itertools.product(before.items(), more.items()):
-            ways[round(a + b, 9)] += n * m
-    found = sum(report.improvement(x, y) for x, y in groups) - 1e-6
-    return sum(n for value, n in ways.items() if value >= found) / ways.total()
-
-
-def verdict(groups):
-    """Is the first method better? At 0.05; for one task it is Mann and Whitney's test."""
-    if p_value(groups) <= 0.05:
-        return "holds"
-    if p_value([(y, x) for x, y in groups]) <= 0.05:
-        return "does not hold"
-    clearest = [(range(len(x)), range(-len(y), 0)) for x, y in groups]
-    return "too few seeds" if p_value(clearest) > 0.05 else "undecided"
-
-
-def claimed(runs):
-    """For each claim and kind of tasks: its name, the share, and {task: (runs, runs of the other)} where both have."""
-    for (claim, one, share, other, kinds), kind in itertools.product(CLAIMS, KINDS):
-        tasks = tasks_of(report.group_of(runs, kind)) if kind in kinds else []
-        pairs = {task: (of(runs, task, one), of(runs, task, other)) for task in tasks}
-        if pairs := {task: pair for task, pair in pairs.items() if all(pair)}:
-            yield claim, kind, share, pairs
-
-
-def claims_table(runs):
-    """A row for each claim and kind of tasks: probability of improvement, averaged over tasks, and what a test says."""
-    rows = []
-    for claim, kind, share, pairs in claimed(runs):
-        row = {"claim": claim, "kind": kind, "tasks": ", ".join(pairs)}
-        row["seeds"] = ", ".join(f"{len(x)} and {len(y)}" for x, y in pairs.values())
-        for split in ("train", "eval-in", *SETS):
-            aers = [[np.array([run.aer(split) for run in group]) for group in pair] for pair in pairs.values()]
-            groups = [(x, share * y) for x, y in aers]
-            chance = np.mean([report.improvement(x, y) for x, y in groups])
-            p = p_value(groups)
-            row[split] = f"{chance:.2f}, p {f'= {p:.3f}' if p >= 0.001 else '< 0.001'}: {verdict(groups)}"
-        rows.append(row)
-    return rows
-
-
-def tasks_table(runs):
-    """A row for each claim and task: both methods' AER, and what a test says."""
-    rows = []
-    for claim, _, share, pairs in claimed(runs):
-        for task, pair in pairs.items():
-            row = {"claim": claim, "task": task, "seeds": " and ".join(str(len(group)) for group in pair)}
-            for split in SETS:
-                x, y = (np.array([run.aer(split) for run in group]) for group in pair)
-                row[split] = f"{report.iqm(x):.1f} and {report.iqm(y):.1f}: {verdict([(x, share * y)])}"
-            rows.append(row)
-    return rows
-
-
-def cost_table(runs, relatives):
-    """Hours of one thread: a row for each task, a column for each method; and a row for the `relatives`."""
-    rows, methods = [], list(report.by_method(runs))
-    hours = lambda own: sum(sum(run.metrics[-1]["seconds"].values()) for run in own) / 3600
-    for task in [*tasks_of(runs), "all"]:
-        own = [run for run in runs if task in (run.task, "all")]
-        row = {"task": task, "runs": len(own), "hours": f"{hours(own):.1f}"}
-        for method in methods:
-            times = [hours([run]) for run in own if run.method == method]
-            row[f"{method}, a run"] = " to ".join(dict.fromkeys(f"{f(times):.2f}" for f in (min, max))) if times else ""
-        rows.append(row)
-    last = {"task": "relatives (below)", "runs": len(relatives), "hours": f"{hours(relatives):.1f}"}
-    return [*rows, dict.fromkeys(rows[0], "") | last] if relatives else rows
-
-
-def adaptation_table(agents):
-    """A row for each task and method; what the runs of a method have found stands in the order of their seeds."""
-    rows = []
-    for task, found in agents.items():
-        for method in sorted({agent["method"] for agent in found["adaptation"]}, key=report.rank):
-            mine = sorted((a for a in found["adaptation"] if a["method"] == method), key=lambda agent: agent["seed"])
-            own = [report_agents.recovery_rows(task, "", agent["rewards"]) for agent in mine]
-            joined = lambda kind, key: ", ".join(str(r[kind][key]) for r in own if len(r) > kind)  # noqa: B023
-            row = {"task": task, "method": method, "seeds": ", ".join(str(agent["seed"]) for agent in mine)}
-            row["reward before"] = joined(0, "reward before")
-            for kind, name in enumerate(("inversion", "foreign window")):
-                row[f"lowest after {name}"] = joined(kind, "lowest after")
-                row[f"steps to 90 % after {name}"] = joined(kind, "steps to 90 %")
-            rows.append(row)
-    return rows
-
-
-def relatives_table(runs, name):
-    """A row for each task and method of hyperzero.py or hyperdynamics.py, with what belongs to it alone."""
-    rows, own = [], [run for run in runs if run.script == f"{name}.py"]
-    for task in tasks_of(own):
-        extra = {row["method"]: row for row in report.prediction_table(own, task) + report.experts_table(own, task)}
-        for row in report.task_table(own, task, published()):
-            more = {key: value for key, value in extra[row["method"]].items() if key not in row}
-            rows.append({"task": task} | {k: v for k, v in row.items() if not k.startswith(("paper", "all"))} | more)
-    return rows
-
-
-def held_out_table(runs):
-    """Of hyperzero.py's runs with --held-out: a row for each task and method."""
-    rows = []
-    for task in tasks_of(runs):
-        for row in report.experts_table(runs, task):
-            own = {"task": task, "method": row["method"], "seeds": len(of(runs, task, row["method"]))}
-            rows.append(own | {key: value for key, value in row.items() if key != "its experts, train"})
-    return rows
-
-
-def speed_table():
-    """Of bench.py's results: a row for each method."""
-    measured, rows = json.loads((RESULTS / "speed.json").read_text()), []
-    for method, loop in measured["training"].items():
-        row = {"method": report.paper_name(method), "updates/s": f"{loop['updates_per_second']:.1f}"}
-        row |= {"env steps/s": f"{loop['env_steps_per_second']:,.0f}"}
-        row |= {
-            "an evaluation, s": f"{loop['evaluation_seconds']:.1f}",
-            "peak memory, MiB": f"{loop['memory_mib']:.0f}",
-        }
-        step = measured["update"][method]
-        row |= {"gradient step, ms": f"{step['ms']:.1f}", "time / DMA*": f"{step['time_ratio']:.2f}"}
-        rows.append(row | {"work / DMA*": f"{step['work_ratio']:.2f}"})
-    return rows
-
-
-# -------------------------------------------------- Figures and the page ----------------------------------------------
-
-
-def steps_figure(runs, task):
-    """AER over environment steps, all that a run has made: warm-up, random actions and experts included."""
-    figure, axes = report.panels(3, aib_envs.SPLITS, sharey=True)
-    figure.suptitle(task)
-    for method, members in report.by_method([run for run in runs if run.task == task]).items():
-        for axis, split in zip(axes, aib_envs.SPLITS, strict=True):
-            curves = [{m["env_steps"]: m["aer"][split] for m in run.metrics} for run in members]  # the last at each
-            steps = sorted(set.intersection(*map(set, curves)))
-            mean = [np.mean([curve[step] for curve in curves]) for step in steps]
-            axis.plot(steps, mean, marker=".", **report.style(method), label=method)
-    for axis in axes:
-        axis.set_xscale("log")
-        axis.set_xlabel("environment steps")
-    axes[0].set_ylabel("AER")
-    report.legend(figure, axes)
-    return figure
-
-
-def figures(runs, agents, relatives):
-    """{name: (what it shows, matplotlib figure)}."""
-    drawn = {}
-    for name, title in RELATIVES.items():
-        own = [run for run in relatives if run.script == f"{name}.py"]
-        for task in tasks_of(own):
-            figure = report.context_figure(own, task, report.zero_returns(task, RESULTS))
-            drawn[f"{task}_{name}"] = f"Return in each context of {task}: {title} and variants", figure
-    both = [run for run in runs if run.method in ("DMA*", OURS)] + [run for run in relatives if run.method in SHOWN]
-    for task in tasks_of(relatives):
-        if any(run.task == task and run.method == OURS for run in both):
-            drawn[f"{task}_steps"] = f"Return over environment steps on {task}", steps_figure(both, task)
-    for task in tasks_of(runs):
-        drawn[f"{task}_curves"] = f"Learning curves on {task}", report.learning_curves(runs, task)
-    for task, found in agents.items():
-        as_arrays = lambda part: {kind: np.array(x) for kind, x in part.items()}
-        curves = [(a["method"], as_arrays(a["rewards"]), as_arrays(a["moved"])) for a in found["adaptation"]]
-        text = f"Reward and embedding on {task} after the actuators have changed"
-        drawn[f"{task}_adaptation"] = text, report_agents.adaptation_figure(curves, task)
-    if agents.get("DI", {}).get("paths"):
-        text = "Paths of a point mass that is to reach the circle, under DR and under DMA*-SH"
-        drawn["DI_paths"] = text, report_agents.paths_figure(agents["DI"]["paths"], "DI")
-    return drawn
-
-
-def parts(runs, agents, relatives, held_out, drawn):
-    """{name of a marked part of README.md: its content}; `drawn`: {name of a figure: what it shows}."""
-    pictures = lambda end: "\n".join(
-        f"![{text}](results/figures/{name}.png)\n" for name, text in drawn.items() if name.endswith(end)
-    )
-    table = lambda rows: report.markdown(rows) if rows else "No results yet.\n"
-    return {
-        "paths": pictures("_paths"),
-        "results": table(results_table(runs)),
-        "modes": one_mode(runs),
-        "curves": pictures("_curves"),
-        "paper": table(paper_table(runs)),
-        "claims": table(claims_table(runs)),
-        "claims_by_task": table(tasks_table(runs)),
-        "adaptation": table(adaptation_table(agents)),
-        "inversions": pictures("_adaptation"),
-        "cost": table(cost_table(runs, relatives + held_out)),
-        "benchmark": table(benchmark_table()),
-        **{name: table(relatives_table(relatives, name)) + "\n" + pictures(f"_{name}") for name in RELATIVES},
-        "held_out": table(held_out_table(held_out)),
-        "steps": pictures("_steps"),
-        "speed": table(speed_table()),
-    }
-
-
-def fill(page, contents):
-    """`page` with its marked parts replaced. Raises LookupError for a part without content, or content without part."""
-    filled = set()
+def fill(text, values):
+    """`text` with its placeholders filled. Raises LookupError, with the placeholder, for one that stands for nothing."""
 
     def replace(match):
-        filled.add(match[1])
-        return f"<!-- {match[1]} -->\n{contents[match[1]]}<!-- end -->"
+        name, _, arguments = match[1].partition(" ")
+        try:
+            found = getattr(values, name)(*[word.strip() for word in arguments.split(",") if word.strip()])
+        except (AttributeError, LookupError, StopIteration, TypeError) as error:
+            raise LookupError(f"results/text.md: {match[0]} stands for nothing ({error})") from error
+        return found
 
-    page = re.sub(r"<!-- (\w+) -->\n.*?<!-- end -->", replace, page, flags=re.DOTALL)
-    if missing := set(contents) - filled:
-        raise LookupError(f"README.md has no part {', '.join(sorted(missing))}")
-    return page
+    return re.sub(r"\{([^{}]+)\}", replace, text).replace("DMA*", "DMA\\*")
+
+
+def paragraphs(text):
+    """{heading: what stands below it}; "" is the key of what comes before the first heading."""
+    parts = re.split(r"^## (.+)\n", text, flags=re.MULTILINE)
+    found = {"": parts[0], **dict(zip(parts[1::2], parts[2::2], strict=True))}
+    return {heading: part.strip() + "\n" for heading, part in found.items()}
+
+
+# -------------------------------------------------- Adaptation of agents --------------------------------------------
+
+
+def roll_out(runs, directories):
+    """Rolls the agents in `directories` out that have not been yet, or have been trained on since: the runs' files
+    adaptation.json, and results/paths.json."""
+    import report_agents  # needs PyTorch
+
+    agents = {path.name: path for path in report.find_runs(directories, []) if (path / "agent.pt").exists()}
+    rounded = lambda part: {kind: np.round(x, 3).tolist() for kind, x in part.items()}
+    for run in runs:
+        known = adaptation_of(run)
+        if not report.modes(run.task) or run.directory.name not in agents or known:
+            continue
+        print(f"{run.directory.name}: rolls out its agent", file=sys.stderr)
+        trained = report_agents.load(agents[run.directory.name])
+        rewards, moved = report_agents.adaptation(trained)
+        rewards.pop("modes")
+        found = {"steps": run.steps, "rewards": rounded(rewards), "moved": rounded(moved)}
+        report.write(run.directory / "adaptation.json", json.dumps(found) + "\n")
+    shown = [median_run([run for run in report.main_runs(runs, "DI") if run.method == method]) for method in SHOWN]
+    names = [run.directory.name for run in shown if run]
+    path = RESULTS / "paths.json"
+    if path.exists() and json.loads(path.read_text())["runs"] == names:
+        return
+    if names and set(names) <= set(agents):
+        found = report_agents.paths([report_agents.load(agents[name]) for name in names], "DI")
+        drawn = {method: points.round(3).tolist() for method, points in found.items()}
+        report.write(path, json.dumps({"runs": names, "paths": drawn}) + "\n")
+    else:
+        print(f"the paths on DI stay as they were: not all of {', '.join(names)} are there", file=sys.stderr)
 
 
 def median_run(runs):
-    """The run with the median training return, of an even number the lower one."""
-    return sorted(runs, key=lambda run: run.aer("train"))[(len(runs) - 1) // 2]
+    """The run with the median training return, of an even number the lower one; None of none."""
+    ranked = sorted(runs, key=lambda run: run.aer("train"))
+    return ranked[(len(ranked) - 1) // 2] if ranked else None
 
 
-def load_agent(directory):
-    with aib_tools.reading(directory / "agent.pt"):
-        return report_agents.load_agent(directory)
+def adaptation_of(run):
+    """(rewards, moved) of a run's adaptation.json, as report_agents.adaptation gives them; None if there is none of its
+    length."""
+    path = run.directory / "adaptation.json"
+    found = json.loads(path.read_text()) if path.exists() else {}
+    if found.get("steps") != run.steps:
+        return None
+    as_arrays = lambda part: {kind: np.array(x) for kind, x in part.items()}
+    rewards = as_arrays(found["rewards"])
+    rewards["modes"] = np.array(run.mode_returns()) / aib_envs.get_task(run.task).steps
+    return rewards, as_arrays(found["moved"])
 
 
-def rolled_out():
-    """What agents.json has of the runs in results/runs: {task: {"adaptation": [...], "paths": {...}}}."""
-    try:
-        found = json.loads((RESULTS / "agents.json").read_text())
-        for known in found.values():
-            known["adaptation"] = [row for row in known["adaptation"] if (RESULTS / "runs" / row["run"]).is_dir()]
-        return found
-    except (OSError, ValueError):  # none yet, or damaged
-        return {}
+def adaptation_table(runs):
+    """A row for each task and method; what the runs of a method have found stands in the order of their seeds."""
+    import report_agents
+
+    rows = []
+    for (task, steps), group in report.lengths(runs).items():
+        for method, own in report.by_method([run for run in group if adaptation_of(run)]).items():
+            found = [report_agents.recovery_rows(task, "", adaptation_of(run)[0]) for run in own]
+            row = {"task": task, "method": method, "steps": f"{steps:,}"}
+            row["seeds"] = ", ".join(str(run.seed) for run in own)
+            row["reward before"] = ", ".join(kinds[0]["reward before"] for kinds in found)
+            for place, name in enumerate(("change", "foreign window")):
+                kinds = [kinds[place] for kinds in found if len(kinds) > place]
+                row[f"lowest after {name}"] = ", ".join(kind["lowest after"] for kind in kinds)
+                row[f"steps to 90 % after {name}"] = ", ".join(str(kind["steps to 90 %"]) for kind in kinds)
+            rows.append(row)
+    return rows
 
 
-def roll_out(directory):
-    """What the figures need of trained agents: {task: {"adaptation": [...], "paths": {...}}}. What agents.json has of
-    runs in results/runs stays, be they in `directory` or not; a run whose training returns are no longer the same is
-    rolled out again, which may take a minute."""
-    found = rolled_out()
-    runs, problems = report.read_some_runs([directory])
-    runs = report.of_one_length(runs, problems)
-    for problem in problems:
-        print(problem, file=sys.stderr)
-    tasks = list(filter(report_agents.mode_of, tasks_of(runs)))
-    if not tasks:
-        aib_tools.fail(f"{directory} has no runs of tasks with reversed or swapped actuators, nothing is written")
-    for task in tasks:
-        own = [(run, load_agent(run.directory)) for run in runs if run.task == task]
-        known = found.setdefault(task, {"adaptation": []})
-        rows = {row["run"]: row for row in known["adaptation"]}
-        for run, trained in own:
-            name = run.directory.name
-            if name not in rows or rows[name]["rewards"]["modes"] != np.round(trained.modes, 3).tolist():
-                rounded = lambda part: {kind: x.round(3).tolist() for kind, x in part.items()}
-                row = dict(zip(("rewards", "moved"), map(rounded, report_agents.adaptation(trained)), strict=True))
-                rows[name] = {"run": name, "method": run.method, "seed": run.seed} | row
-        known["adaptation"] = sorted(rows.values(), key=lambda row: (report.rank(row["method"]), row["seed"]))
-        if task == "DI":
-            collected = report.of_one_length(report.read_runs([RESULTS / "runs"])[0], [])
-            groups = [of(collected, task, method) for method in ("DR", OURS)]
-            medians = {median_run(group).directory.name for group in groups if group}
-            shown = [trained for run, trained in own if run.directory.name in medians]
-            for name in medians - {run.directory.name for run, _ in own}:
-                print(f"{name}: not in {directory}, its paths in the picture are as they were", file=sys.stderr)
-            drawn = {m: x.round(3).tolist() for m, x in report_agents.paths(shown, task).items()}
-            known["paths"] = known.get("paths", {}) | drawn
-    return {task: found[task] for task in aib_envs.TASKS if task in found}
+def add_adaptation(page, runs):
+    import report_agents
+
+    heading = "Adaptation inside an episode"
+    page.text(heading, "")
+    page.table(heading, "adaptation", adaptation_table(runs))
+    for task in report.tasks_of(runs):
+        found = [(run, adaptation_of(run)) for run in report.main_runs(runs, task)]
+        results = [(run.method, *both) for run, both in found if both]
+        if results:
+            figure = report_agents.adaptation_figure(results, task)
+            page.figure(heading, f"{task}_adaptation", figure, f"Reward and embedding on {task} after a change")
+    if (RESULTS / "paths.json").exists():
+        drawn = json.loads((RESULTS / "paths.json").read_text())["paths"]
+        page.figure(heading, "DI_paths", report_agents.paths_figure(drawn, "DI"), "Paths on DI, DR and DMA*-SH")
+
+
+# ------------------------------------------------------- The page ----------------------------------------------------
 
 
 def read_results():
-    runs, problems = report.read_runs([RESULTS / "runs"])
-    held_out, more = report.read_runs([RESULTS / "held_out"])
-    relatives, agents = [], json.loads((RESULTS / "agents.json").read_text())
-    for task in aib_envs.TASKS:  # one by one, for their budgets (flags) depend on it
-        found = report.read_runs(sorted((RESULTS / "relatives").glob(f"{task}__*")))
-        relatives, problems = relatives + found[0], problems + found[1]
-    return report.of_one_length(runs, problems), agents, relatives, held_out, problems + more
+    """Runs, relatives, held-out runs, failed runs and what cannot be used."""
+    runs, _, problems = report.read_runs([RESULTS / "runs"])
+    relatives = []
+    for task in aib_envs.TASKS:  # one by one, for their flags depend on it
+        paths = sorted((RESULTS / "relatives").glob(f"{task}__*"))
+        found, _, more = report.read_runs(paths)
+        relatives += found
+        problems += more
+    held_out, _, more = report.read_runs([RESULTS / "held_out"])
+    _, failed, rest = report.read_runs([RESULTS / "failed"])
+    return runs, relatives, held_out, failed, [*problems, *more, *rest]
 
 
-def main(args):
-    if args.agents:
-        aib_tools.write(RESULTS / "agents.json", json.dumps(roll_out(args.agents)) + "\n")
-    runs, agents, relatives, held_out, problems = read_results()
-    drawn = figures(runs, agents, relatives)
-    (RESULTS / "figures").mkdir(exist_ok=True)
-    for name, (_, figure) in drawn.items():
-        figure.savefig(RESULTS / "figures" / f"{name}.png", dpi=100)
-        plt.close(figure)
-    shown = {name: text for name, (text, _) in drawn.items()}
-    aib_tools.write(README, fill(README.read_text(), parts(runs, agents, relatives, held_out, shown)))
-    for problem in problems:
-        print(problem, file=sys.stderr)
-    print(f"{len(runs)} runs: README.md, results/figures")
+def add_relatives(page, relatives, held_out):
+    for heading, script in RELATIVES.items():
+        own = [run for run in relatives if run.script == script]
+        page.text(heading, "")
+        for task in report.tasks_of(own):
+            mine = [run for run in own if run.task == task]
+            less = ("better of the last two", "worse mode")
+            rows = [{k: v for k, v in row.items() if k not in less} for row in report.task_table(mine, task)]
+            page.text(heading, f"**{task}**\n")
+            page.table(heading, f"{task}_{heading}", rows)
+            page.table(heading, f"{task}_{heading}_prediction", report.prediction_table(mine))
+            page.table(heading, f"{task}_{heading}_experts", report.experts_table(mine))
+            name = f"{task}_{heading.lower()}"
+            page.figure(heading, name, report.context_figure(mine, task), f"Return in each context of {task}")
+        if heading == "HyperZero" and held_out:
+            page.text(heading, "**Contexts whose experts stage 2 has not seen** (DI, `--held-out 0.15`)\n")
+            page.table(heading, "held_out", report.experts_table(held_out))
+
+
+def benchmark_table(runs):
+    """README's: a row for each task, with the paper's AER of DMA*-SH over all sets, ours, and the hours of a run."""
+    rows = []
+    for name in report.BENCHMARK:
+        task = aib_envs.get_task(name)
+        own = [run for run in report.main_runs(runs, name) if run.method == OURS]
+        row = {"task": name, "what differs between episodes": ", ".join(d.key for d in task.dimensions)}
+        row["paper's steps"] = f"{task.total_timesteps:,}"
+        row["paper"] = report.PAPER["AER_aggregated_over_sets_v2"].get(name, {}).get(OURS, "")
+        row["ours"] = row["ours, steps"] = row["hours"] = ""
+        if own:
+            row["ours"] = f"{stats.iqm(report.aers(own, 'all sets')):.0f}"
+            row["ours, steps"] = f"{own[0].steps:,}"
+            row["hours"] = f"{np.mean([run.hours() for run in own]):.1f}"
+        rows.append(row)
+    return rows
+
+
+def make_page(runs, relatives, held_out, failed, problems, figures):
+    """The page without the paragraphs."""
+    page = report.Page(figures, "results/figures", kinds=("png",))
+    page.table("At a glance", "overview", report.overview_table(runs))
+    page.text("At a glance", "All sets together, interquartile mean over seeds (number of seeds).\n")
+    report.add_over_tasks(page, runs)
+    for task in report.tasks_of(runs):
+        report.add_task(page, runs, failed, task)
+    page.text("What differs from the paper", "")
+    add_adaptation(page, runs)
+    add_relatives(page, relatives, held_out)
+    page.table("Hours", "hours", report.cost_table(runs))
+    page.table("Hours", "hours_relatives", report.cost_table([*relatives, *held_out])[-1:])
+    page.text("How to read the tables", report.ABOUT + "\n" + report.ABOUT_VERDICTS)
+    report.add_notes(page, runs, failed, problems)
+    return page
+
+
+def with_text(page, text, values):
+    """The page as Markdown, with the paragraphs of `text` under its headings."""
+    written = {heading: fill(part, values) for heading, part in paragraphs(text).items()}
+    if unknown := set(written) - {"", *page.sections}:
+        raise LookupError(f"results/text.md: RESULTS.md has no heading {', '.join(sorted(unknown))}")
+    lines = ["<!-- Made by tools/results_page.py. Write in results/text.md. -->\n", "# Results\n", written[""]]
+    for heading, parts in page.sections.items():
+        lines += [f"## {heading}\n", written.get(heading, ""), *parts]
+    return "\n".join(line for line in lines if line) + "\n"
+
+
+def fill_readme(readme, rows):
+    """README.md with its table between the marks <!-- benchmark --> and <!-- end -->, if it has them."""
+    pattern = r"(<!-- benchmark -->\n).*?(<!-- end -->)"
+    return re.sub(pattern, lambda match: match[1] + report.markdown(rows) + match[2], readme, flags=re.DOTALL)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.error = report.fail
+    parser.add_argument("--agents", type=Path, nargs="+", default=[], help="directories of runs with their agent.pt")
+    args = parser.parse_args()
+    try:
+        runs, relatives, held_out, failed, problems = read_results()
+        if args.agents:
+            roll_out(runs, args.agents)
+        page = make_page(runs, relatives, held_out, failed, problems, RESULTS / "figures")
+        text = with_text(page, (RESULTS / "text.md").read_text(), Values(runs))
+        report.write(ROOT / "RESULTS.md", text)
+        readme = (ROOT / "README.md").read_text()
+        report.write(ROOT / "README.md", fill_readme(readme, benchmark_table(runs)))
+    except (OSError, LookupError) as error:
+        report.fail(error)
+    plt.close("all")
+    report.tell(problems)
+    print(f"{len(runs)} runs: RESULTS.md, results/figures, README.md")
 
 
 if __name__ == "__main__":
-    try:
-        main(aib_tools.read_flags(Args, __doc__, Args()))
-    except (OSError, LookupError, ValueError) as error:
-        aib_tools.fail(error)
+    main()
