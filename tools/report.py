@@ -126,6 +126,13 @@ class Run:
         own = [[context[dimension.key] == value for context in contexts] for value in dimension.values]
         return [float(self.returns["train"][rows].mean()) for rows in own]
 
+    def worse_mode(self):
+        """The return in the worse mode as a share of that in the better one; None without modes, or if the agent earns
+        next to nothing in both."""
+        found = sorted(self.mode_returns())
+        enough = 0.01 * aib_envs.get_task(self.task).bounds[1]
+        return found[0] / found[1] if found and found[1] >= enough else None
+
     def hours(self):
         return sum(self.metrics[-1].get("seconds", {}).values()) / 3600 if self.metrics else 0.0
 
@@ -397,20 +404,43 @@ def task_table(runs, task):
             row = {"method": method, "steps": f"{steps:,}", "seeds": len(own)}
             row |= {split: cell(aers(own, split)) for split in SETS}
             row["better of the last two"] = cell([run.better("all sets") for run in own])
-            if modes(task):
-                row["worse mode"] = ", ".join(share_of_worse_mode(run) for run in own)
-            rows.append(row | {"paper": published.get(method, "")})
+            row |= extra_columns(own)
+            rows.append(row | ({"paper": published[method]} if method in published else {}))
     if rows and (nothing := doing_nothing(task)):
         means = {split: float(np.mean(values)) for split, values in nothing.items()}
         means["all sets"] = float(np.mean(list(means.values())))
-        rows.append(dict.fromkeys(rows[0], "") | {"method": "doing nothing"} | {s: f"{m:.1f}" for s, m in means.items()})
-    return without_empty(rows, ["paper"])
+        rows.append({"method": "doing nothing"} | {split: f"{mean:.1f}" for split, mean in means.items()})
+    return even(rows)
 
 
-def share_of_worse_mode(run):
-    """The return in the worse mode, in percent of that in the better one."""
-    low, high = sorted(run.mode_returns())
-    return f"{100 * low / high:.0f} %" if high > 0 else "-"
+def extra_columns(runs):
+    """What only some tasks or methods have, for the runs of a method on a task: {column: cell}."""
+    found = {}
+    if modes(runs[0].task):
+        shares = [run.worse_mode() for run in runs]
+        found["worse mode"] = ", ".join("-" if share is None else f"{100 * share:.0f} %" for share in shares)
+    if runs[0].task == "ODE":
+        shares, means = zip(*map(stuck, runs), strict=True)
+        found["stuck"] = ", ".join(f"{100 * share:.1f} %" for share in shares)
+        found["mean of the others"] = ", ".join(f"{mean:.0f}" for mean in means)
+    taught = [run for run in runs if run.experts]
+    if taught:
+        found["its experts, train"] = cell([np.mean(run.experts) for run in taught])
+    tested = [run for run in taught if run.held_out]
+    if tested:
+        found["held out"] = cell([run.returns["train"][run.held_out].mean() for run in tested])
+        found["its experts, held out"] = cell([np.array(run.experts)[run.held_out].mean() for run in tested])
+    planning = [run for run in runs if run.prediction]
+    for ahead, split in itertools.product(("one_step", "twenty_step"), SPLITS) if planning else ():
+        errors = [run.prediction[ahead][split] for run in planning]
+        found[f"{ahead.replace('_', ' ')}, {split}"] = ", ".join(f"{error:.2g}" for error in errors)
+    return found
+
+
+def even(rows):
+    """The rows, each with all columns that any of them has."""
+    columns = dict.fromkeys(itertools.chain.from_iterable(rows))
+    return [{name: row.get(name, "") for name in columns} for row in rows]
 
 
 def without_empty(rows, names):
@@ -426,19 +456,6 @@ def stuck(run):
     return 1 - free.mean(), returns[free].mean() if free.any() else np.nan
 
 
-def stuck_table(runs):
-    """ODE only: a row for each method, a value for each seed."""
-    rows = []
-    for (task, steps), group in lengths(runs).items():
-        for method, own in by_method(group).items() if task == "ODE" else ():
-            found = [stuck(run) for run in own]
-            row = {"method": method, "steps": f"{steps:,}", "seeds": len(own)}
-            row["stuck rollouts"] = ", ".join(f"{100 * share:.1f} %" for share, _ in found)
-            row["mean return of the others"] = ", ".join(f"{mean:.0f}" for _, mean in found)
-            rows.append(row)
-    return rows
-
-
 def diverged_table(runs):
     """A row for each method and set with diverged simulations."""
     rows = []
@@ -450,36 +467,6 @@ def diverged_table(runs):
                 row = {"method": method, "steps": f"{steps:,}", "set": split, "diverged rollouts": count}
                 rows.append(row | {"of": sum(part.size for part in known)})
     return rows
-
-
-def prediction_table(runs):
-    """Rows for the methods that plan with a model: its errors in each set, one for each seed."""
-    rows = []
-    for (_, steps), group in lengths(runs).items():
-        for method, own in by_method([run for run in group if run.prediction]).items():
-            row = {"method": method, "steps": f"{steps:,}", "seeds": len(own)}
-            for ahead, split in itertools.product(("one_step", "twenty_step"), SPLITS):
-                values = [run.prediction[ahead][split] for run in own]
-                row[f"{ahead.replace('_', ' ')}, {split}"] = ", ".join(f"{value:.2g}" for value in values)
-            rows.append(row)
-    return rows
-
-
-def experts_table(runs):
-    """Rows for the methods that learn from experts: the experts' mean return in their own (training) contexts; in those
-    whose experts the method has not seen, its return and theirs."""
-    rows = []
-    for (_, steps), group in lengths(runs).items():
-        for method, own in by_method([run for run in group if run.experts]).items():
-            row = {"method": method, "steps": f"{steps:,}", "seeds": len(own)}
-            row["its experts, train"] = cell([np.mean(run.experts) for run in own])
-            tested = [run for run in own if run.held_out]
-            if tested:
-                row["held out"] = cell([run.returns["train"][run.held_out].mean() for run in tested])
-                row["its experts, held out"] = cell([np.array(run.experts)[run.held_out].mean() for run in tested])
-            rows.append(row)
-    names = ["held out", "its experts, held out"]
-    return without_empty([row | {name: row.get(name, "") for name in names} for row in rows], names)
 
 
 def overview_table(runs):
@@ -825,7 +812,9 @@ holds the interquartile mean over seeds and its 95 % bootstrap interval; of fewe
 (Of three or four seeds the interval is their range, and covers less than 95 %.) Steps are vector steps, one in each of
 the 20 training contexts. *Better of the last two*: the higher of the last two evaluations, each set separately, over
 all sets; this is what the authors' code reports. *Worse mode*: for each seed, the return in training contexts with one
-sort of actuators, in percent of that with the other sort.
+sort of actuators, in percent of that with the other sort (-: next to nothing in both). *Stuck* (ODE): the share of
+rollouts that end with 60 of 200 or less. *One step*, *twenty step*: mean squared prediction errors in episodes of random actions, of normalised
+differences and of standardised states.
 """
 ABOUT_OVER_TASKS = """AER divided by the bounds of the task's returns. Each table names its tasks: all that have runs of
 all its methods, after the same share of the task's training. Every task has the same weight. IQM is the interquartile
@@ -914,10 +903,7 @@ def add_task(page, runs, unfinished, task):
     """The section of one task."""
     own = [run for run in runs if run.task == task]
     page.table(task, task, task_table(own, task))
-    page.table(task, f"{task}_stuck", stuck_table(own))
     page.table(task, f"{task}_diverged", diverged_table(own))
-    page.table(task, f"{task}_prediction", prediction_table(own))
-    page.table(task, f"{task}_experts", experts_table(own))
     page.figure(task, f"{task}_curves", learning_curves(own, unfinished, task), f"Learning curves on {task}")
     add_verdicts(page, task, f"{task}_verdicts", task_claims(own, task))
 
@@ -937,17 +923,18 @@ def add_over_tasks(page, runs):
 
 def add_notes(page, runs, unfinished, problems):
     """What is not in the tables, and why."""
+    lines = []
     for run in unfinished:
         last = run.metrics[-1]
-        row = f"{run.task}, {run.method}, seed {run.seed}: step {last['global_step']:,} of {run.steps:,}, AER "
-        row += ", ".join(f"{split} {last['aer'][split]:.1f}" for split in SPLITS)
-        page.text("Unfinished runs, in the curves only", f"- {row} ({run.directory})")
+        aer = ", ".join(f"{split} {last['aer'][split]:.1f}" for split in SPLITS)
+        where = f"{run.task}, {run.method}, seed {run.seed}, in {run.directory}"
+        lines.append(f"Unfinished, in the curves only: {where}: step {last['global_step']:,} of {run.steps:,}, AER {aer}")
     unknown = sum(run.diverged is None for run in runs)
     if unknown:
-        text = f"- {unknown} of {len(runs)} runs do not say whether simulations diverged: they are from before that."
-        page.text("Notes", text)
-    for problem in problems:
-        page.text("Notes", f"- {problem}")
+        lines.append(f"{unknown} of {len(runs)} runs do not say whether simulations diverged: they are from before that.")
+    lines += problems
+    if lines:
+        page.text("Notes", "".join(f"- {line}\n" for line in lines).replace(f"{ROOT}/", "").replace("*", "\\*"))
 
 
 def missing_seeds(runs):

@@ -5,10 +5,12 @@
     python tools/results_page.py --agents runs/            the same, after agents that are new have been rolled out
 
 The page is tools/report.py's report on results/runs, with more sections, and with the paragraphs of results/text.md
-under its headings. Numbers in text.md are placeholders such as {aer DI, DMA*-SH, eval-out}: see `Values`.
+under its headings. Numbers in text.md are placeholders such as {aer DI, DMA*-SH, eval-out}, see `Values`; and comments
+such as <!-- check: {aer DI, DMA*} < {aer DI, DMA*-SH} --> tell when words are no longer true, see `check`.
 """
 
 import argparse
+import itertools
 import json
 import re
 import sys
@@ -24,6 +26,7 @@ from report import OURS, RESULTS, ROOT, SPLITS
 
 RELATIVES = {"HyperZero": "hyperzero.py", "HyperDynamics": "hyperdynamics.py"}
 SHOWN = "DR", OURS  # whose paths on DI are drawn
+LESS = "better of the last two", "worse mode"  # columns that are not for relatives
 
 
 # --------------------------------------------- Numbers in hand-written text -----------------------------------------
@@ -39,11 +42,14 @@ class Values:
     """What the placeholders of results/text.md stand for. Each method is one: {name argument, argument, ...}. Numbers of
     a task are of the length for which most methods have runs."""
 
-    def __init__(self, runs):
+    def __init__(self, runs, relatives=()):
         self.all = runs
+        self.relatives = relatives
 
     def own(self, task, method):
-        found = [run for run in report.main_runs(self.all, task) if run.method == method]
+        runs = [*report.main_runs(self.all, task), *(run for run in self.relatives if run.task == task)]
+        runs = [run for run in runs if not run.held_out]
+        found = [run for run in runs if run.method == method]
         if not found:
             raise LookupError(f"no run of {method} on {task}")
         return found
@@ -108,10 +114,10 @@ class Values:
         return self.claim(*claim)["p"]
 
     def holm(self, *claim):
-        """The corrected p-value, and for how many questions."""
+        """The corrected p-value, and how many questions were asked."""
         row = self.claim(*claim)
         name = next(name for name in row if name.startswith("p, Holm"))
-        return f"{row[name]} of {name.removeprefix('p, Holm of ')}"
+        return f"{row[name]}, one of {name.removeprefix('p, Holm of ')} questions"
 
     def stuck(self, method):
         """Shares of stuck rollouts on ODE, in percent, of each seed."""
@@ -123,14 +129,32 @@ class Values:
 
     def one_mode(self, task, method):
         """In how many runs the worse mode earns less than half of the better one."""
-        found = [sorted(run.mode_returns()) for run in self.own(task, method)]
-        return f"{sum(low < 0.5 * high for low, high in found)} of {len(found)}"
+        shares = [run.worse_mode() for run in self.own(task, method)]
+        return f"{sum(share is not None and share < 0.5 for share in shares)} of {len(shares)}"
+
+    def back(self, task, method, kind="change"):
+        """After how many steps the reward is back at 90 %, of each seed, after a change or a foreign window."""
+        import report_agents
+
+        rows = [report_agents.recovery_rows(task, "", adaptation_of(run)[0]) for run in self.own(task, method)]
+        return listed([str(kinds[("change", "foreign").index(kind)]["steps to 90 %"]) for kinds in rows])
+
+    def lost(self, task, method, kind="change"):
+        """What share of the reward the same costs at worst, in percent, of each seed."""
+        import report_agents
+
+        rows = [report_agents.recovery_rows(task, "", adaptation_of(run)[0]) for run in self.own(task, method)]
+        rows = [kinds[("change", "foreign").index(kind)] for kinds in rows]
+        return listed([f"{100 - 100 * float(row['lowest after']) / float(row['reward before']):.0f}" for row in rows])
 
     def hours(self, *where):
         """Of all runs, or of one run on average: {hours task, method}."""
         if where:
             return f"{np.mean([run.hours() for run in self.own(*where)]):.1f}"
         return f"{sum(run.hours() for run in self.all):.0f}"
+
+    def hours_of_relatives(self):
+        return f"{sum(run.hours() for run in self.relatives):.0f}"
 
     def runs(self):
         return str(len(self.all))
@@ -152,6 +176,24 @@ def fill(text, values):
         return found
 
     return re.sub(r"\{([^{}]+)\}", replace, text).replace("DMA*", "DMA\\*")
+
+
+def check(text, problems):
+    """`text` without its comments <!-- check: 3 < 4.5 < 7 and 8 -->, each of which keeps the words around it honest: all
+    numbers left of a < must be below all right of it. (= compares words.) One that is no longer true is named."""
+
+    def judge(match):
+        sides = re.split(" < | = ", match[1])
+        if " = " in match[1]:
+            true = len(set(sides)) == 1
+        else:
+            sides = [[float(number.replace(",", "")) for number in re.findall(r"-?[\d.,]*\d", side)] for side in sides]
+            true = all(max(low) < min(high) for low, high in itertools.pairwise(sides))
+        if not true:
+            problems.append(f"results/text.md: no longer true: {match[1]}")
+        return ""
+
+    return re.sub(r"<!-- check: (.+?) -->\n?", judge, text, flags=re.DOTALL)
 
 
 def paragraphs(text):
@@ -272,17 +314,17 @@ def add_relatives(page, relatives, held_out):
         page.text(heading, "")
         for task in report.tasks_of(own):
             mine = [run for run in own if run.task == task]
-            less = ("better of the last two", "worse mode")
-            rows = [{k: v for k, v in row.items() if k not in less} for row in report.task_table(mine, task)]
             page.text(heading, f"**{task}**\n")
-            page.table(heading, f"{task}_{heading}", rows)
-            page.table(heading, f"{task}_{heading}_prediction", report.prediction_table(mine))
-            page.table(heading, f"{task}_{heading}_experts", report.experts_table(mine))
+            page.table(heading, f"{task}_{heading}", without(report.task_table(mine, task), LESS))
             name = f"{task}_{heading.lower()}"
             page.figure(heading, name, report.context_figure(mine, task), f"Return in each context of {task}")
         if heading == "HyperZero" and held_out:
             page.text(heading, "**Contexts whose experts stage 2 has not seen** (DI, `--held-out 0.15`)\n")
-            page.table(heading, "held_out", report.experts_table(held_out))
+            page.table(heading, "held_out", without(report.task_table(held_out, "DI")[:-1], LESS))
+
+
+def without(rows, names):
+    return [{name: value for name, value in row.items() if name not in names} for row in rows]
 
 
 def benchmark_table(runs):
@@ -315,15 +357,14 @@ def make_page(runs, relatives, held_out, failed, problems, figures):
     add_adaptation(page, runs)
     add_relatives(page, relatives, held_out)
     page.table("Hours", "hours", report.cost_table(runs))
-    page.table("Hours", "hours_relatives", report.cost_table([*relatives, *held_out])[-1:])
     page.text("How to read the tables", report.ABOUT + "\n" + report.ABOUT_VERDICTS)
     report.add_notes(page, runs, failed, problems)
     return page
 
 
-def with_text(page, text, values):
+def with_text(page, text, values, problems):
     """The page as Markdown, with the paragraphs of `text` under its headings."""
-    written = {heading: fill(part, values) for heading, part in paragraphs(text).items()}
+    written = {heading: check(fill(part, values), problems) for heading, part in paragraphs(text).items()}
     if unknown := set(written) - {"", *page.sections}:
         raise LookupError(f"results/text.md: RESULTS.md has no heading {', '.join(sorted(unknown))}")
     lines = ["<!-- Made by tools/results_page.py. Write in results/text.md. -->\n", "# Results\n", written[""]]
@@ -348,7 +389,7 @@ def main():
         if args.agents:
             roll_out(runs, args.agents)
         page = make_page(runs, relatives, held_out, failed, problems, RESULTS / "figures")
-        text = with_text(page, (RESULTS / "text.md").read_text(), Values(runs))
+        text = with_text(page, (RESULTS / "text.md").read_text(), Values(runs, [*relatives, *held_out]), problems)
         report.write(ROOT / "RESULTS.md", text)
         readme = (ROOT / "README.md").read_text()
         report.write(ROOT / "README.md", fill_readme(readme, benchmark_table(runs)))
