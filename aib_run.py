@@ -8,8 +8,8 @@ Every script uses it, and it knows nothing about any method. In a script it look
     run.end_episode(history)                                   # a checkpoint where one is due; ends here on Ctrl-C
     run.finish(returns, diverged)                              # agent.pt, results.json
 
-A run's directory holds config.json, metrics.jsonl (evaluations), train.jsonl (curves between them), checkpoint.pt (while
-it runs), and at the end agent.pt and results.json.
+A run's directory holds config.json, metrics.jsonl (evaluations), train.jsonl (curves between them), checkpoint.pt while
+it runs, and at the end agent.pt and results.json.
 """
 
 import collections
@@ -226,7 +226,9 @@ def main(cls, train, make_envs, make_agent):
     sys.excepthook = _on_error
     args = parse_args(cls, description=sys.modules["__main__"].__doc__)
     if args.capture_video:  # before hours of training
-        make_envs(args, [{}], render_mode="rgb_array").envs[0].unwrapped.check_drawing()
+        envs = make_envs(args, [{}], render_mode="rgb_array")
+        envs.reset(seed=0)
+        envs.render()
     if args.eval_only:
         agent, step = load_weights(make_agent(args, make_envs(args, [{}])), args.eval_only)
         evaluate_only(args, make_envs, agent, step)
@@ -499,7 +501,7 @@ class Run:
         return {"run": self.config["run"], "script": self.config["script"], "format": FORMAT, "args": fixed}
 
     def _check_origin(self, found):
-        """Raises ValueError if the `_origin` in a checkpoint is another run's. Flags that it lacks are newer than it."""
+        """Raises ValueError if the `_origin` in a checkpoint is another run's. Flags that it lacks are newer."""
         wanted = self._origin()
         wanted["args"] = {name: value for name, value in wanted["args"].items() if name in found.get("args", {})}
         for name, value in wanted.items():
@@ -607,7 +609,7 @@ class Run:
 
     def _log_returns(self, returns):
         """Mean return of a training episode over the contexts [n], and over those of the worse mode."""
-        modes = aib_envs.mode_of(self.args.env_id, aib_envs.context_set(self.args.env_id, "train"))
+        modes = _modes_of(self.args.env_id, aib_envs.context_set(self.args.env_id, "train"))
         worst = min(returns[modes == mode].mean() for mode in set(modes))
         values = {"charts/episodic_return": returns.mean(), "charts/episodic_return_worst_mode": worst}
         self._write_line(self._train, {name: round(float(value), 4) for name, value in values.items()})
@@ -656,6 +658,12 @@ class Run:
         if self._tracker:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._tracker.communicate(timeout=60)
+
+
+def _modes_of(env_id, contexts):
+    """The value of the task's binary dimension in each context [n]; 0 where it has none."""
+    binary = [dimension.key for dimension in aib_envs.get_task(env_id).dimensions if dimension.values]
+    return np.array([context[binary[0]] if binary else 0 for context in contexts])
 
 
 def _optimizers(agent):
@@ -710,7 +718,7 @@ class CudaGraph:
 
 
 def load_weights(agent, directory):
-    """Puts the weights of a run into its agent. Returns agent and the step that they are of, None if it has finished."""
+    """Puts the weights of a run into its agent. Returns agent and the step that they are of, None if finished."""
     directory = Path(directory)
     step = None
     if (directory / "agent.pt").exists() or not (directory / "checkpoint.pt").exists():

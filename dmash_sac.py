@@ -109,12 +109,11 @@ class Encoder(nn.Module):
         return z
 
 
-# --------------------------------- Hypernetwork (eta) and the adapter that it generates -------------------------------
+# -------------------------------- Hypernetwork (eta) and the adapter that it generates --------------------------------
 # Eq. 3: an adapter turns the features x [256] of a network's trunk into
 #     ReLU(x + W_up ReLU(W_down x + b_down) + b_up),    W_down [32, 256], W_up [256, 32].
 # These are 16,672 numbers for each sample. The hypernetwork generates them in chunks of 512: chunk j has a learned
 # embedding e_j, and one small network turns [z; e_j] into the chunk. `Hypernetwork.chunks` and `adapt_plainly` say so.
-
 BOTTLENECK = 32  # size of the adapter's hidden layer
 CHUNK = 512  # numbers in a chunk: a multiple of WIDTH, so that chunks hold whole rows of the matrices
 MATRIX_CHUNKS = BOTTLENECK * WIDTH // CHUNK  # 16 chunks hold W_down, 16 hold W_up
@@ -141,8 +140,6 @@ def adapt_plainly(x, chunks):
 # That is the definition. What runs is the same function, several times faster, since it never builds the matrices. The
 # last layer makes a chunk M f_j + m of the chunk's features f_j [64], and (M f_j + m) x is linear in x as well. So x
 # meets M and m first, in one product for the whole batch, and the result meets each sample's own f_j.
-
-
 class Omega(NamedTuple):
     """Adapter weights: features and biases of each sample, and the last layer, which is the same for all of them."""
 
@@ -248,12 +245,12 @@ class ReplayBuffer:
         self.num_episodes = buffer_size // steps  # of each context
         self.num_added = 0
         self.window_size = history.window_size
-        empty = torch.zeros(num_envs, self.num_episodes, device=device)
-        self.obs = empty[..., None, None].repeat(1, 1, *history.obs.shape[1:])
+        shape = (num_envs, self.num_episodes)
+        self.obs = torch.zeros(*shape, *history.obs.shape[1:], device=device)
         self.next_obs = torch.zeros_like(self.obs)
-        self.actions = empty[..., None, None].repeat(1, 1, *history.actions.shape[1:])
-        self.rewards = empty[..., None].repeat(1, 1, steps)
-        self.lengths = empty.long()  # steps before the simulation diverged, if it did
+        self.actions = torch.zeros(*shape, *history.actions.shape[1:], device=device)
+        self.rewards = torch.zeros(*shape, steps, device=device)
+        self.lengths = torch.zeros(*shape, dtype=torch.long, device=device)  # until the simulation diverged, if it did
 
     def add(self, history):
         """Stores a finished episode, in the place of the oldest."""
