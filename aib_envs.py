@@ -1,12 +1,14 @@
 """Actuator Inversion Benchmark (AIB): tasks, context sets, environments and evaluation protocol.
 
-Fourteen control tasks (one of them, ODE-k, in 20 sizes) from "Dynamics-Aligned Shared Hypernetworks" (arXiv
-2602.06550), registered with gymnasium as AIB/Cheetah-v0 etc. A task's reward is fixed; its dynamics depend on a context
-(pole length, reversed actuators) that is constant within an episode and that the agent is not told. It trains on 20
-contexts and is evaluated with frozen weights on three sets of 20: `train`, `eval-in` (interpolation) and `eval-out`
-(extrapolation)."""
+Thirteen control tasks, and ODE-k for k from 1 to 20, from "Dynamics-Aligned Shared Hypernetworks"
+(arXiv 2602.06550), registered with gymnasium as AIB/Cheetah-v0 etc. A task's reward is fixed. Its
+dynamics depend on a context (pole length, reversed actuators) that is constant within an episode and
+that the agent is not told. It trains on 20 contexts and is evaluated with frozen weights on three sets
+of 20: `train`, `eval-in` (interpolation) and `eval-out` (extrapolation).
+"""
 
 import copy
+import ctypes.util
 import difflib
 import functools
 import importlib
@@ -14,8 +16,11 @@ import itertools
 import logging
 import math
 import numbers
+import os
 import re
+import sys
 import warnings
+import weakref
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -25,18 +30,19 @@ import numpy as np
 
 logger = logging.getLogger("aib_envs")
 
-# Keep off the terminal what others say about a missing display, an attribute of cheetah.xml, and (we do) divergence.
-NOISE = ".*(DISPLAY environment variable is missing|'settotalmass' is deprecated|Nan, Inf or huge value)"
+# Keep off the terminal what others say about an attribute of cheetah.xml and (we say it) divergence.
+NOISE = ".*('settotalmass' is deprecated|Nan, Inf or huge value)"
 warnings.filterwarnings("ignore", NOISE)
 absl.logging.get_absl_logger().addFilter(lambda record: not re.match(NOISE, record.getMessage()))
 
-# ------------------------------------------------- The benchmark as data ----------------------------------------------
+# The benchmark as data ----------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Dimension:
-    """One dimension of a context: an `inner` range for training and an `outer` one for extrapolation, or two `values`.
-    Outside `limits` a value makes no physical sense."""
+    """One dimension of a context: an `inner` range for training and an `outer` one for extrapolation,
+    or two `values`. Outside `limits` a value makes no physical sense. Raises ValueError if it is neither
+    continuous nor binary."""
 
     key: str
     default: float
@@ -45,10 +51,33 @@ class Dimension:
     values: tuple[int, int] | None = None
     limits: tuple[float, float] = (-1e3, 1e3)
 
+    def __post_init__(self):
+        if self.values is None:
+            ranges = [*(self.inner or ()), *(self.outer or ())]
+            fine = len(ranges) == 4 and ranges[2] < ranges[0] < ranges[1] < ranges[3]
+        else:
+            fine = self.inner is None and self.outer is None and len(self.values) == 2
+        if not fine:
+            raise ValueError(f"dimension {self.key} needs two values, or an inner range within an outer one")
+
+    def checked(self, value):
+        """`value` as int (binary) or float (continuous). Raises ValueError if it is not allowed."""
+        low, high = self.limits
+        is_real = isinstance(value, numbers.Real) and not isinstance(value, bool)
+        if self.values:
+            if is_real and value in self.values:
+                return int(value)
+            need = f"{self.values[0]} or {self.values[1]}"
+        else:
+            if is_real and low <= value <= high:
+                return float(value)
+            need = f"a finite number from {low} to {high}"
+        raise ValueError(f"context {self.key} must be {need}; got {value!r}")
+
 
 @dataclass(frozen=True)
 class Task:
-    """One row of the benchmark."""
+    """One row of the benchmark. Raises ValueError if no 20 different contexts can be made from it."""
 
     physics: str  # class of the environment, and what it simulates
     obs_dim: int
@@ -59,6 +88,13 @@ class Task:
     overlap: bool  # can one policy that does not know the context act well in all of them?
     total_timesteps: int  # vector steps of training
     bounds: tuple[float, float]  # returns that 0 and 1 stand for in scaled scores
+
+    def __post_init__(self):
+        keys = [dimension.key for dimension in self.dimensions]
+        if len(set(keys)) < len(keys):
+            raise ValueError(f"task {self.physics}: two dimensions have the same key: {', '.join(keys)}")
+        if not any(dimension.inner for dimension in self.dimensions):
+            raise ValueError(f"task {self.physics} needs a dimension with ranges, or its contexts repeat")
 
 
 INVERSION = Dimension("inversion", 1, values=(-1, 1))  # every action component is multiplied by it
@@ -107,21 +143,17 @@ def get_task(env_id):
 
 
 def complete_context(env_id, context=None):
-    """`context` (dict or None) in table order, with the task's defaults for what it leaves out. Raises ValueError for a
-    key that the task does not have and for a value that is not finite or not physical."""
+    """`context` (dict or None) in table order, with the task's defaults for what it leaves out. Raises
+    ValueError for a key that the task does not have and for a value that is not finite or not physical."""
     dimensions = {dimension.key: dimension for dimension in get_task(env_id).dimensions}
     if not isinstance(context, dict | None):
-        raise ValueError(f"context must be a dict with keys from {', '.join(dimensions)}; got {context!r}")
+        keys = ", ".join(dimensions)
+        raise ValueError(f"context must be a dict with keys from {keys}; got {context!r}")
     complete = {key: dimension.default for key, dimension in dimensions.items()}
     for key, value in (context or {}).items():
         if key not in dimensions:
             raise _unknown(f"context key for {env_id}", key, list(dimensions))
-        values, (low, high) = dimensions[key].values, dimensions[key].limits
-        real = isinstance(value, numbers.Real) and not isinstance(value, bool)
-        if not real or not low <= value <= high or (values and value not in values):
-            need = f"{values[0]} or {values[1]}" if values else f"a finite number from {low} to {high}"
-            raise ValueError(f"context {key} must be {need}; got {value!r}")
-        complete[key] = int(value) if values else float(value)
+        complete[key] = dimensions[key].checked(value)
     return complete
 
 
@@ -129,17 +161,24 @@ def _points(dimension, split):
     """The values of one dimension that a set is made from: 50 of a continuous one, both of a binary one."""
     if dimension.values:
         return list(dimension.values)
-    (a, b), (outer_a, outer_b) = dimension.inner, dimension.outer
-    margin = (b - a) / 100
-    outside = np.concatenate([np.linspace(outer_a, a - margin, 25), np.linspace(b + margin, outer_b, 25)])
-    inside = np.linspace(a, b, 50) if split == "train" else np.linspace(a + margin, b - margin, 50)
-    return np.round(outside if split == "eval-out" else inside, 4).tolist()
+    low, high = dimension.inner
+    outer_low, outer_high = dimension.outer
+    margin = (high - low) / 100
+    if split == "train":
+        points = np.linspace(low, high, 50)
+    elif split == "eval-in":
+        points = np.linspace(low + margin, high - margin, 50)
+    else:
+        below = np.linspace(outer_low, low - margin, 25)
+        above = np.linspace(high + margin, outer_high, 25)
+        points = np.concatenate([below, above])
+    return np.round(points, 4).tolist()
 
 
 def context_set(env_id, split):
-    """The 20 contexts (list of dicts) of `split`, one of "train", "eval-in", "eval-out". They depend on nothing else.
-    Up to two dimensions: 20 evenly spaced rows of the product grid in lexicographic order. More (ODE-k): sorted draws,
-    independent in each dimension, from a fixed generator."""
+    """The 20 contexts (list of dicts) of `split`, one of "train", "eval-in", "eval-out". They depend on
+    nothing else. Up to two dimensions: 20 evenly spaced rows of the product grid in lexicographic order.
+    More (ODE-k): sorted draws, independent in each dimension, from a fixed generator."""
     dimensions = get_task(env_id).dimensions
     if split not in SPLITS:
         raise _unknown("split", split, SPLITS)
@@ -149,65 +188,144 @@ def context_set(env_id, split):
         rows = [grid[i] for i in np.linspace(0, len(grid) - 1, 20).astype(int)]
     else:
         rng = np.random.default_rng([len(points), SPLITS.index(split)])
-        rows = sorted(zip(*(rng.choice(p, 20).tolist() for p in points), strict=True))
-    return [dict(zip((dimension.key for dimension in dimensions), row, strict=True)) for row in rows]
+        rows = []
+        while len(set(rows)) < 20:  # with two binary dimensions, the first 20 may repeat
+            columns = [rng.choice(values, 20).tolist() for values in points]
+            rows = sorted(zip(*columns, strict=True))
+    keys = [dimension.key for dimension in dimensions]
+    return [dict(zip(keys, row, strict=True)) for row in rows]
 
 
 def context_vector(env_id, context, scaled=False):
-    """The context as float32 [number of dimensions] in table order; `scaled` maps each dimension's outer range (the two
-    values of a binary one) to [-1, 1]."""
+    """The context as float32 [number of dimensions] in table order; `scaled` maps each dimension's outer
+    range (the two values of a binary one) to [-1, 1]."""
     values = np.array(list(complete_context(env_id, context).values()), np.float64)
-    low, high = np.array([d.values or d.outer for d in get_task(env_id).dimensions]).T
-    return (2 * (values - low) / (high - low) - 1 if scaled else values).astype(np.float32)
+    if scaled:
+        low, high = np.array([d.values or d.outer for d in get_task(env_id).dimensions]).T
+        values = 2 * (values - low) / (high - low) - 1
+    return values.astype(np.float32)
 
 
-# ------------------------------------------------------ Environments --------------------------------------------------
+def modes(env_id):
+    """One context per value of the task's binary dimension, all else at its defaults; [{}] without one."""
+    binary = [dimension for dimension in get_task(env_id).dimensions if dimension.values]
+    return [{dimension.key: value} for dimension in binary for value in dimension.values] or [{}]
 
 
-class ContextEnv(gym.Env, gym.utils.EzPickle):
+# Environments -------------------------------------------------------------------------------------
+
+
+HEIGHT = 240  # of a picture, in pixels
+WIDTH = 320
+
+
+class ContextEnv(gym.Env):
     """What all tasks share: the context, reversed actuators, and what happens when a simulation diverges.
 
-    Actions: float [act_dim] in [-1, 1]. Observations: float32 [obs_dim], with the context vector at the end if
-    `observe_context` is "raw" or "scaled". Episodes never terminate; gymnasium's TimeLimit truncates them. When the
-    simulation diverges, one warning is logged, and until the next reset the last finite observation is held, rewards
-    are 0 and `info["diverged"]` is True. `context` is the complete context (dict). Pictures: uint8 [240, 320, 3].
+    Observations: float32 [obs_dim], with the context vector at the end if `observe_context` is "raw" or
+    "scaled". Actions: [act_dim], in every task first clipped to [-1, 1], then inverted or permuted.
+    Episodes never terminate; gymnasium's TimeLimit truncates them. `context` is the complete context.
+
+    When the simulation diverges, one warning is logged, and until the next reset the last finite
+    observation is held, rewards are 0 and `info["diverged"]` is True.
+
+    A copy (deepcopy, pickle) is a new environment with the same arguments. It begins with a reset.
+
+    A subclass has `sizes`, `_build`, `_reset`, `_step` and `picture`. Raises ValueError for arguments that
+    are not allowed, and if the row of the task has other sizes than the simulation.
     """
 
     metadata: ClassVar = {"render_modes": ["rgb_array"], "render_fps": 20}
     divergence = (ArithmeticError,)  # what _reset and _step raise when the simulation diverges
+    sizes: tuple[int, int]  # of the simulation's observations and actions; known after _build
 
     def __init__(self, env_id, context=None, observe_context=None, render_mode=None):
-        self.env_id, self.context, task = env_id, complete_context(env_id, context), get_task(env_id)
-        gym.utils.EzPickle.__init__(self, env_id, context and dict(context), observe_context, render_mode)  # for copies
-        self.render_mode, self._camera = render_mode, render_mode and importlib.import_module("aib_render")
+        task = get_task(env_id)
         if observe_context not in (None, "raw", "scaled"):
             raise _unknown("observe_context", observe_context, ["raw", "scaled"])
-        self._suffix = context_vector(env_id, self.context, observe_context == "scaled") if observe_context else []
-        self.observation_space = gym.spaces.Box(-np.inf, np.inf, (task.obs_dim + len(self._suffix),), np.float32)
-        self.action_space = gym.spaces.Box(-1.0, 1.0, (task.act_dim,), np.float32)
+        if render_mode not in (None, "rgb_array"):
+            raise _unknown("render_mode", render_mode, ["rgb_array"])
+        self.env_id = env_id
+        self.observe_context = observe_context
+        self.render_mode = render_mode
+        self._original_context = complete_context(env_id, context)
+        self._set_context(self._original_context)
+        self._obs = None  # until the first reset
         self._build(*task.physics.split()[1:])
 
+        if self.sizes != (task.obs_dim, task.act_dim):
+            row = f"TASKS[{env_id!r}] has obs_dim {task.obs_dim} and act_dim {task.act_dim}"
+            raise ValueError(f"{row}; its simulation has {self.sizes[0]} and {self.sizes[1]}")
+        size = task.obs_dim + len(self._suffix)
+        self.observation_space = gym.spaces.Box(-np.inf, np.inf, (size,), np.float32)
+        self.action_space = gym.spaces.Box(-1.0, 1.0, (task.act_dim,), np.float32)
+
+    def __reduce__(self):
+        arguments = (self.env_id, self._original_context, self.observe_context, self.render_mode)
+        return type(self), arguments
+
+    def _set_context(self, context):
+        self.context = dict(context)
+        self._suffix = np.zeros(0, np.float32)
+        if self.observe_context:
+            self._suffix = context_vector(self.env_id, context, self.observe_context == "scaled")
+
+    def flip(self):
+        """Changes the value of the binary dimension (inversion, permutation) from the next step on, in
+        the middle of an episode; the physics goes on. The next reset restores the context. Raises
+        ValueError if the task has no such dimension."""
+        binary = [dimension for dimension in get_task(self.env_id).dimensions if dimension.values]
+        if not binary:
+            raise ValueError(f"{self.env_id} has no binary context dimension to flip")
+        flipped = dict(self.context)
+        for dimension in binary:
+            flipped[dimension.key] = sum(dimension.values) - flipped[dimension.key]
+        self._set_context(flipped)
+
     def reset(self, *, seed=None, options=None):
+        """Starts an episode; returns the observation and {"diverged": bool}. There are no `options`: a
+        context is chosen when the environment is made. Raises ValueError if some are given."""
+        if options:
+            raise ValueError(f"reset takes no options (context belongs to gymnasium.make); got {options!r}")
         super().reset(seed=seed)
-        self._diverged, self._obs = False, np.zeros(self.observation_space.shape, np.float32)
+        self._set_context(self._original_context)
+        self._diverged = False
+        self._obs = np.zeros(self.observation_space.shape, np.float32)
         self._obs[len(self._obs) - len(self._suffix) :] = self._suffix
-        self._simulate(lambda: (self._reset(seed), 0.0))
+        self._simulate(self._start, seed)
         return self._obs.copy(), {"diverged": self._diverged}
 
     def step(self, action):
+        """One step with `action` [act_dim]; returns what gymnasium's step does. Raises ResetNeeded before
+        the first reset, also of a copy, and ValueError for another shape."""
+        self._require_reset("step")
         action = np.asarray(action)
         if action.shape != self.action_space.shape:
             raise ValueError(f"action must have shape {self.action_space.shape}; got {action.shape}")
+        action = np.clip(action, -1.0, 1.0)
         if self.context.get("permutation") == 1:
             action = action[::-1]
         action = action * self.context.get("inversion", 1)
-        reward = 0.0 if self._diverged else self._simulate(lambda: self._step(action))
+        reward = 0.0
+        if not self._diverged:
+            reward = self._simulate(self._step, action)
         return self._obs.copy(), reward, False, False, {"diverged": self._diverged}
 
-    def _simulate(self, function):
-        """Takes over the observation that `function` returns; returns the reward, 0.0 if the simulation diverged."""
+    def render(self):
+        """`picture()` if the environment was made with render_mode "rgb_array", otherwise None."""
+        if self.render_mode is None:
+            return None
+        self._require_reset("render")
+        return self.picture()
+
+    def _require_reset(self, method):
+        if self._obs is None:
+            raise gym.error.ResetNeeded(f"{method} before reset; a copy of an environment needs one, too")
+
+    def _simulate(self, function, argument):
+        """Takes over the observation that `function` returns. Returns its reward, 0.0 if it diverged."""
         try:
-            obs, reward = function()
+            obs, reward = function(argument)
             obs = np.concatenate([obs, self._suffix], dtype=np.float32, casting="same_kind")
             if math.isfinite(reward) and np.isfinite(obs).all():
                 self._obs = obs
@@ -216,18 +334,44 @@ class ContextEnv(gym.Env, gym.utils.EzPickle):
         except self.divergence as error:
             reason = str(error)
         self._diverged = True
-        logger.warning("%s diverged in context %s (%s): no rewards from here on", self.env_id, self.context, reason)
+        message = "%s diverged in context %s (%s): no rewards from here on"
+        logger.warning(message, self.env_id, self.context, reason)
         return 0.0
 
-    def render(self):
-        return self._camera and self._camera.picture(self)
+    def _start(self, seed):
+        return self._reset(seed), 0.0
 
-    def _build(self):  # then `_reset(seed)` returns an observation, `_step(action)` observation and reward
-        """Makes the simulation."""
+    def _build(self, *names):
+        """Makes the simulation; `names` are those after the class in the task's `physics`."""
+
+    def _reset(self, seed):
+        """Starts an episode of the simulation; returns its observation."""
+        raise NotImplementedError
+
+    def _step(self, action):
+        """One step of the simulation; returns its observation and reward."""
+        raise NotImplementedError
+
+    def picture(self):
+        """What the environment looks like now: uint8 [HEIGHT, WIDTH, 3]."""
+        raise NotImplementedError
+
+
+def _draw_point(x, y, goal):
+    """A picture of [-1, 1] x [-1, 1]: a black point at (x, y), a grey disc of radius `goal` around 0."""
+    right = 1.1 * WIDTH / HEIGHT
+    v, u = np.mgrid[1.1 : -1.1 : HEIGHT * 1j, -right : right : WIDTH * 1j]
+    grey = np.where(abs(u) <= 1.1, 255, 230)
+    grey[np.hypot(u, v) <= goal] = 170
+    grey[np.hypot(u - x, v - y) <= 0.05] = 0
+    return np.repeat(grey[..., None], 3, axis=2).astype(np.uint8)
 
 
 class DoubleIntegrator(ContextEnv):
-    """A point mass in the plane that is to be brought to the origin. `state` [4]: position and velocity in [-1, 1]."""
+    """A point mass in the plane that is to be brought to the origin. `state` [4]: position and velocity
+    in [-1, 1]."""
+
+    sizes = (4, 2)
 
     def _reset(self, seed):
         position = self.np_random.uniform(0.8, 1.0, 2) * self.np_random.choice([-1.0, 1.0], 2)
@@ -235,17 +379,25 @@ class DoubleIntegrator(ContextEnv):
         return self.state
 
     def _step(self, action, dt=0.1):
-        mass, friction = self.context["mass"], self.context.get("friction", 0.0)
-        position, velocity = self.state[:2], self.state[2:]
-        force = np.clip(action.astype(np.float64), -1.0, 1.0)
+        mass = self.context["mass"]
+        friction = self.context.get("friction", 0.0)
+        position = self.state[:2]
+        velocity = self.state[2:]
+        force = action.astype(np.float64)
+        position_next = position + velocity * dt
         velocity_next = velocity * (1 - dt * friction / mass) + force / mass * dt
-        self.state = np.clip(np.concatenate([position + velocity * dt, velocity_next]), -1.0, 1.0)
+        self.state = np.clip(np.concatenate([position_next, velocity_next]), -1.0, 1.0)
         return self.state, float(math.hypot(*self.state[:2]) <= 0.1)
+
+    def picture(self):
+        return _draw_point(self.state[0], self.state[1], goal=0.1)
 
 
 class ComplexODE(ContextEnv):
-    """dx/dt = Re(sum_k c_k a^(k+1)) with a complex action a = a_0 + i a_1 (Beukman et al. 2023): keep x near 0.
-    `state` [1]: x in [-20, 20]."""
+    """dx/dt = Re(sum_k c_k a^(k+1)) with a complex action a = a_0 + i a_1 (Beukman et al. 2023): keep x
+    near 0. `state` [1]: x in [-20, 20]."""
+
+    sizes = (1, 2)
 
     def _reset(self, seed):
         self.state = self.np_random.uniform(-1.0, 1.0, 1)
@@ -253,22 +405,91 @@ class ComplexODE(ContextEnv):
 
     def _step(self, action, dt=0.01):
         a = complex(*action)
-        rate = sum((c * a ** (k + 1) for k, c in enumerate(self.context.values())), 0j).real
+        terms = [c * a ** (k + 1) for k, c in enumerate(self.context.values())]
+        rate = sum(terms, 0j).real
         self.state = np.clip(self.state + dt * rate, -20.0, 20.0)
-        levels = ((0.05, 1.0), (0.1, 1 / 2), (0.2, 1 / 3), (0.5, 1 / 4), (2.0, 0.05))
-        return self.state, next((reward for bound, reward in levels if abs(self.state[0]) < bound), 0.0)
+        for bound, reward in ((0.05, 1.0), (0.1, 1 / 2), (0.2, 1 / 3), (0.5, 1 / 4), (2.0, 0.05)):
+            if abs(self.state[0]) < bound:
+                return self.state, reward
+        return self.state, 0.0
+
+    def picture(self):  # of x, [-2, 2] is shown
+        return _draw_point(np.clip(self.state[0] / 2, -1, 1), 0.0, goal=0.25)
 
 
-def _edit_geometry(spec, domain, context):
-    """Writes lengths and distances into a mujoco.MjSpec; mass and inertia follow when it is compiled."""
-    length = context.get("length")
+def _import_mujoco():
+    """Imports MuJoCo and dm_control, before anything is used of them. dm_control would start OpenGL, which
+    training does not need, and which fails or warns where it is missing."""
+    import mujoco  # noqa: F401
+
+    chosen = os.environ.get("MUJOCO_GL")
+    os.environ["MUJOCO_GL"] = "disable"
+    try:
+        import dm_control.mujoco  # noqa: F401
+    finally:
+        del os.environ["MUJOCO_GL"]
+        if chosen is not None:
+            os.environ["MUJOCO_GL"] = chosen
+
+
+@functools.cache  # a second try after a failed one can abort Python
+def _why_no_picture():
+    """None, or in one line why MuJoCo cannot draw in this process."""
+    import mujoco
+
+    try:
+        if sys.platform == "linux":  # MuJoCo chose when it was imported, and by default needs a display
+            default = "egl" if ctypes.util.find_library("EGL") else "osmesa"
+            backend = os.environ.get("MUJOCO_GL") or default
+            if backend in ("egl", "osmesa"):
+                gl_context = sys.modules[mujoco.Renderer.__module__].gl_context
+                gl_context.GLContext = importlib.import_module(f"mujoco.{backend}").GLContext
+        with warnings.catch_warnings(action="error", category=UserWarning):  # GLFW's way to say no
+            mujoco.Renderer(mujoco.MjModel.from_xml_string("<mujoco/>"), HEIGHT, WIDTH).close()
+    except Exception as error:  # OpenGL's are of many kinds
+        reason = str(error).partition("\n")[0].partition(", ")[0] or type(error).__name__
+        advice = "install EGL or OSMesa, and set MUJOCO_GL to egl or osmesa"
+        return f"MuJoCo cannot draw here ({reason}): {advice}"
+    return None
+
+
+class MujocoEnv(ContextEnv):
+    """A task that MuJoCo simulates: `model` (mujoco.MjModel) and `data` (mujoco.MjData)."""
+
+    renderer = None
+
+    def picture(self):
+        """What the environment looks like now: uint8 [HEIGHT, WIDTH, 3]. Drawn offscreen with OpenGL; the
+        environment variable MUJOCO_GL can choose egl, osmesa or glfw. Raises OSError if there is none."""
+        if self.renderer is None:
+            reason = _why_no_picture()
+            if reason:
+                raise OSError(reason)
+            import mujoco
+
+            self.renderer = mujoco.Renderer(self.model, HEIGHT, WIDTH)
+            weakref.finalize(self, self.renderer.close)
+        self.renderer.update_scene(self.data, camera=0)  # it shows the whole, or follows the body
+        return self.renderer.render()
+
+    def close(self):
+        if self.renderer is not None:
+            self.renderer.close()
+            self.renderer = None
+
+
+def _scale_limbs(spec, domain, length):
+    """Writes lengths into a mujoco.MjSpec; mass and inertia follow when it is compiled."""
     if domain == "cartpole":
         spec.geom("pole_1").fromto = [0, 0, 0, 0, 0, 2 * length]
-    elif length and domain in ("cheetah", "walker"):
+    elif domain in ("cheetah", "walker"):
         in_plane = np.array([length, 1.0, length])
         for body in spec.bodies[2:]:  # after world and torso
-            geom, (joint,) = body.geoms[0], body.joints
-            geom.pos, geom.size[1], joint.pos = geom.pos * in_plane, geom.size[1] * length, joint.pos * in_plane
+            geom = body.geoms[0]
+            (joint,) = body.joints
+            geom.pos = geom.pos * in_plane
+            geom.size[1] *= length
+            joint.pos = joint.pos * in_plane
             if not body.name.endswith("thigh"):  # the thighs stay where they join the torso
                 body.pos = body.pos * in_plane
     elif domain == "reacher":
@@ -276,10 +497,15 @@ def _edit_geometry(spec, domain, context):
             spec.body(name).pos[0] *= length
         for name in ("arm", "hand"):
             spec.geom(name).fromto[3] *= length
-    elif domain == "ball_in_cup":
-        string = spec.tendon("string")
-        spec.body("ball").pos[2] += string.range[1] - context["distance"]
-        string.range[1] = context["distance"]
+    else:
+        raise ValueError(f"what a length means for {domain} is not defined")
+
+
+def _set_distance(spec, distance):
+    """Writes the length of BallInCup's string into a mujoco.MjSpec."""
+    string = spec.tendon("string")
+    spec.body("ball").pos[2] += string.range[1] - distance
+    string.range[1] = distance
 
 
 def _edit_compiled(model, context):
@@ -291,35 +517,51 @@ def _edit_compiled(model, context):
 
 @functools.cache
 def _load_suite(domain, task):
-    """dm_control's own environment and its model source, loaded once."""
+    """dm_control's own environment and its model source (XML, assets), loaded once."""
     module = importlib.import_module(f"dm_control.suite.{domain}")
-    return module.SUITE[task](), *module.get_model_and_assets()
+    xml, assets = module.get_model_and_assets()
+    if isinstance(xml, bytes):
+        xml = xml.decode()
+    return module.SUITE[task](), xml, assets
 
 
-class SuiteEnv(ContextEnv):
+class SuiteEnv(MujocoEnv):
     """A dm_control suite task on an edited model. Rewards, observations and resets are the suite's own."""
 
     def _build(self, domain, task):
+        _import_mujoco()
         import mujoco
         from dm_control.mujoco import wrapper
         from dm_control.rl import control
 
         original, xml, assets = _load_suite(domain, task)
-        spec = mujoco.MjSpec.from_string(xml if isinstance(xml, str) else xml.decode(), include=assets)
+        spec = mujoco.MjSpec.from_string(xml, include=assets)
         for texture in spec.textures:
-            if texture.type == mujoco.mjtTexture.mjTEXTURE_SKYBOX:  # a gradient: in full, 12 MB and slow to compile
-                texture.width, texture.height = 16, 96
-        _edit_geometry(spec, domain, self.context)
+            if texture.type == mujoco.mjtTexture.mjTEXTURE_SKYBOX:  # in full, 12 MB and slow to compile
+                texture.width = 16
+                texture.height = 96
+        if "length" in self.context:
+            _scale_limbs(spec, domain, self.context["length"])
+        if "distance" in self.context:
+            _set_distance(spec, self.context["distance"])
         self.model = spec.compile()
         _edit_compiled(self.model, self.context)
-        physics, own_task = type(original.physics).from_model(wrapper.MjModel(self.model)), copy.deepcopy(original.task)
+
+        physics = type(original.physics).from_model(wrapper.MjModel(self.model))
+        own_task = copy.deepcopy(original.task)
         own_task.random.seed()
-        self._suite = control.Environment(physics, own_task, control_timestep=original.control_timestep())
-        self.data, self.divergence = physics.data.ptr, (ArithmeticError, control.PhysicsError)
+        timestep = original.control_timestep()
+        self._suite = control.Environment(physics, own_task, control_timestep=timestep)
+        self.data = physics.data.ptr
+        self.divergence = (ArithmeticError, control.PhysicsError)
+        specs = self._suite.observation_spec().values()
+        self.sizes = (sum(math.prod(part.shape) for part in specs), self._suite.action_spec().shape[0])
 
     def _reset(self, seed):
         if seed is not None:  # below 2**32 as the suite's own task does it
-            self._suite.task.random.seed(seed if seed < 2**32 else np.random.SeedSequence(seed).generate_state(4))
+            if seed >= 2**32:
+                seed = np.random.SeedSequence(seed).generate_state(4)
+            self._suite.task.random.seed(seed)
         return self._flatten(self._suite.reset())
 
     def _step(self, action):
@@ -330,21 +572,25 @@ class SuiteEnv(ContextEnv):
         return np.concatenate([np.ravel(part) for part in timestep.observation.values()])
 
 
-class GymEnv(ContextEnv):
+class GymEnv(MujocoEnv):
     """A gymnasium MuJoCo environment that never terminates, with edited gravity and gears."""
 
     def _build(self, module, name):
-        from dm_control.mujoco import wrapper  # noqa: F401 (it sends what MuJoCo prints to absl's logger)
+        _import_mujoco()  # dm_control, too: it sends what MuJoCo prints to absl's logger
         from mujoco import mjtWarning as w
 
         cls = getattr(importlib.import_module(f"gymnasium.envs.mujoco.{module}"), name)
         self._gym = cls(terminate_when_unhealthy=False)
-        self.model, self.data = self._gym.model, self._gym.data
+        self.model = self._gym.model
+        self.data = self._gym.data
+        self.sizes = (self._gym.observation_space.shape[0], self._gym.action_space.shape[0])
         _edit_compiled(self.model, self.context)
-        self._bad = [int(x) for x in (w.mjWARN_BADQPOS, w.mjWARN_BADQVEL, w.mjWARN_BADQACC, w.mjWARN_BADCTRL)]
+        bad = (w.mjWARN_BADQPOS, w.mjWARN_BADQVEL, w.mjWARN_BADQACC, w.mjWARN_BADCTRL)
+        self._bad = [int(warning) for warning in bad]
 
     def _reset(self, seed):
-        return self._gym.reset(seed=seed)[0]
+        obs, _ = self._gym.reset(seed=seed)
+        return obs
 
     def _step(self, action):
         obs, reward, *_ = self._gym.step(action)
@@ -359,34 +605,37 @@ for _id, _task in TASKS.items():
 
 
 def make_vec(env_id, contexts, **options):
-    """A gymnasium vector environment, one environment per context, that steps them in lockstep and never resets itself.
-    `options` go to gymnasium.make. `infos["diverged"]` [n] tells which simulations have diverged in this episode."""
+    """A gymnasium vector environment, one environment per context, that steps them in lockstep and never
+    resets itself. `options` go to gymnasium.make. `infos["diverged"]` [n] tells which simulations have
+    diverged in this episode."""
     get_task(env_id)
     make = functools.partial(gym.make, f"AIB/{env_id}-v0", disable_env_checker=True, **options)
     makers = [functools.partial(make, context=context) for context in contexts]
     return gym.vector.SyncVectorEnv(makers, autoreset_mode=gym.vector.AutoresetMode.DISABLED)
 
 
-# --------------------------------------------------- Evaluation protocol ----------------------------------------------
+# Evaluation protocol ------------------------------------------------------------------------------
 
 
 def reset_seeds(num_envs, *key):
-    """One reset seed (int) per environment, which depends on `key` (ints >= 0) and the environment's index only."""
+    """One reset seed (int) per environment, which depends on `key` (ints >= 0) and the environment's index
+    only."""
     return [int(np.random.SeedSequence([*key, i]).generate_state(1)[0]) for i in range(num_envs)]
 
 
 class History:
-    """The running episode of n environments in lockstep: K warm-up steps, then T steps, every observation stored once.
+    """The running episode of n environments in lockstep: K warm-up steps, then T steps.
 
-    obs [n, K + T + 2, obs_dim]: K + 1 observations of the warm-up, T + 1 of the episode. actions [n, K + T, act_dim].
-    rewards [n, T]. lengths [n]: steps before the simulation diverged, if it did. t: the current step, from -K (start of
-    the warm-up) and 0 (start of the episode) on.
+    t: the current step, from -K (start of the warm-up) and 0 (start of the episode) on. Step t stands at
+    index K + t of obs [n, K + T, obs_dim], actions [n, K + T, act_dim] and next_obs [n, K + T, obs_dim], and
+    at index t of rewards [n, T]. lengths [n]: steps before the simulation diverged, if it did.
     """
 
     def __init__(self, num_envs, window, steps, obs_dim, act_dim):
         self.window_size = window
-        self.obs = np.zeros((num_envs, window + steps + 2, obs_dim), np.float32)
+        self.obs = np.zeros((num_envs, window + steps, obs_dim), np.float32)
         self.actions = np.zeros((num_envs, window + steps, act_dim), np.float32)
+        self.next_obs = np.zeros((num_envs, window + steps, obs_dim), np.float32)
         self.rewards = np.zeros((num_envs, steps), np.float32)
         self.lengths = np.zeros(num_envs, np.int64)
         self.begin()
@@ -398,22 +647,24 @@ class History:
 
     def add(self, obs, actions, rewards, next_obs, diverged):
         """Appends the transition of step `t`: [n, obs_dim], [n, act_dim], [n], [n, obs_dim], [n]."""
-        i = self.t + self.window_size
-        position = i + (self.t >= 0)
-        self.obs[:, position], self.obs[:, position + 1], self.actions[:, i] = obs, next_obs, actions
+        index = self.window_size + self.t
+        self.obs[:, index] = obs
+        self.actions[:, index] = actions
+        self.next_obs[:, index] = next_obs
         if self.t >= 0:
             self.rewards[:, self.t] = rewards
             self.lengths += ~diverged
         self.t += 1
 
     def window(self, positions):
-        """Past transitions at `positions` [n or 1, m] of the window: 0 is the oldest, K - 1 the one just before `t`.
-        Returns obs, actions and deltas (next_obs - obs), each [n, m, dim]; zeros for what lies before the warm-up."""
-        i = self.t + positions
-        row, known, i = np.arange(len(self.obs))[:, None], (i >= 0)[..., None], np.maximum(i, 0)
-        position = i + (i >= self.window_size)
-        obs = self.obs[row, position]
-        return obs * known, self.actions[row, i] * known, (self.obs[row, position + 1] - obs) * known
+        """Past transitions at `positions` [n or 1, m] of the window: 0 is the oldest, K - 1 the one just
+        before `t`. Returns obs, actions and deltas (next_obs - obs), each [n, m, dim]; zeros for what lies
+        before the warm-up."""
+        index = self.t + positions  # of step t - K + positions
+        known = (index >= 0)[..., None]
+        past = np.arange(len(self.obs))[:, None], np.maximum(index, 0)
+        obs = self.obs[past]
+        return obs * known, self.actions[past] * known, (self.next_obs[past] - obs) * known
 
 
 def eval_contexts(env_id):
@@ -421,21 +672,25 @@ def eval_contexts(env_id):
     return [context for split in SPLITS for context in context_set(env_id, split)]
 
 
-def by_split(returns):
-    """What `evaluate` returns in `eval_contexts` [60, rollouts], as {split: [20, rollouts]}."""
-    return dict(zip(SPLITS, np.split(returns, len(SPLITS)), strict=True))
+def by_split(array):
+    """`array` [60, rollouts] in the order of `eval_contexts`, as {split: [20, rollouts]}."""
+    return dict(zip(SPLITS, np.split(array, len(SPLITS)), strict=True))
 
 
 def evaluate(envs, policy, window, rollouts):
-    """The benchmark's protocol: undiscounted returns [n, rollouts] of `policy` in the n environments of a `make_vec`.
+    """The benchmark's protocol, for `policy` in the n environments of a `make_vec`. Returns the undiscounted
+    returns (float64) and whether the simulation diverged (bool), both [n, rollouts].
 
-    `policy(obs [n, obs_dim], history) -> actions [n, act_dim]` must be deterministic. With `window` = K > 0 every
-    rollout begins with K warm-up steps, which fill the window and earn nothing. Reset seeds depend on the rollout and
-    on the environment's place in `envs` (so with `eval_contexts` on set and context) only.
+    `policy(obs [n, obs_dim], history) -> actions [n, act_dim]` must be deterministic. With `window` = K > 0
+    every rollout begins with K warm-up steps, which fill the window and earn nothing; a simulation that
+    diverges in them counts as diverged, too. Reset seeds depend only on the rollout and on the environment's
+    place in `envs` (so with `eval_contexts` on set and context).
     """
     task = get_task(envs.envs[0].unwrapped.env_id)
-    history = History(envs.num_envs, window, task.steps, envs.single_observation_space.shape[0], task.act_dim)
+    obs_dim = envs.single_observation_space.shape[0]
+    history = History(envs.num_envs, window, task.steps, obs_dim, task.act_dim)
     returns = np.zeros((envs.num_envs, rollouts))
+    diverged = np.zeros((envs.num_envs, rollouts), bool)
     for rollout in range(rollouts):
         history.begin()
         for t in range(-window, task.steps):
@@ -444,6 +699,8 @@ def evaluate(envs, policy, window, rollouts):
             actions = policy(obs, history)
             next_obs, rewards, _, _, infos = envs.step(actions)
             history.add(obs, actions, rewards, next_obs, infos["diverged"])
-            returns[:, rollout] += rewards * (t >= 0)
+            if t >= 0:
+                returns[:, rollout] += rewards
+            diverged[:, rollout] |= infos["diverged"]
             obs = next_obs
-    return returns
+    return returns, diverged

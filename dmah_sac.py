@@ -7,74 +7,63 @@ predicting the dynamics alone. With --rl-only the dynamics model gets z as an in
 """
 
 import copy
-import functools
-import json
-import os
-import signal
-import sys
-import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import nn
-from tqdm import tqdm
 
 import aib_envs
-import aib_tools
+import aib_run
 
 # ----------------------------------------------------- Arguments ------------------------------------------------------
 
 
 @dataclass
-class Args:
-    env_id: str = "DI"  # the task: DI, DI-Friction, DI-Perm, ODE, ODE-1 ... ODE-20, Cartpole, Cheetah, ... (see README)
-    seed: int = 1  # seed of the run
-    total_timesteps: int | None = None  # vector steps (one in every context) = gradient steps; default: the task's own
-    cuda: bool = True  # use a GPU if there is one
-    run_dir: str = "runs"  # where the run's own directory is made
-    eval_every: int = 5_000  # steps between evaluations with 1 rollout per context
-    eval_rollouts: int = 10  # rollouts per context of the last evaluation
-    resume: str | None = None  # directory of a run to go on with; more --total-timesteps extend a finished one
-    keep_checkpoint: bool = False  # keep the checkpoint of a finished run, so that it can be extended
-    eval_only: str | None = None  # directory of a finished run, whose last evaluation is repeated
-    context: tuple[str, ...] = ()  # with --eval-only: the one context to roll out in, as in length=1.3 inversion=-1
-    capture_video: bool = False  # at the end, record an episode as video.gif: in --context, or in both modes
-    track: bool = False  # send metrics and video to Weights & Biases
-    learning_starts: int = 5_000  # vector steps with random actions that come before the first gradient step
-    buffer_size: int = 100_000  # transitions per context in the replay buffer
-    batch_size: int = 256  # transitions per gradient step
-    gamma: float = 0.99  # discount factor
-    tau: float = 0.005  # smoothing coefficient of the target networks
-    policy_lr: float = 3e-4  # learning rate of the policy
-    q_lr: float = 1e-3  # learning rate of the Q-functions and the temperature
-    dynamics_lr: float = 3e-4  # learning rate of what the dynamics loss trains
-    mask_prob: float = 0.4  # probability with which the encoder's inputs are masked in training
-    normalise: bool = True  # AvgL1Norm at the encoder's input and SimNorm at its end
+class Args(aib_run.Args):  # --env-id, --seed, --total-timesteps, --resume, ... stand in aib_run.py
+    learning_starts: aib_run.Count = 5_000  # vector steps with random actions that come before the first gradient step
+    buffer_size: aib_run.Count = 100_000  # transitions per context in the replay buffer
+    batch_size: aib_run.Count = 256  # transitions per gradient step
+    gamma: aib_run.Fraction = 0.99  # discount factor
+    tau: aib_run.Fraction = 0.005  # smoothing coefficient of the target networks
+    policy_lr: aib_run.Fraction = 3e-4  # learning rate of the policy
+    q_lr: aib_run.Fraction = 1e-3  # learning rate of the Q-functions and the temperature
+    dynamics_lr: aib_run.Fraction = 3e-4  # learning rate of what the dynamics loss trains
+    mask_prob: aib_run.Fraction = 0.4  # probability with which the encoder's inputs are masked in training
+    normalise: bool = True  # AvgL1Norm behind the encoder's embedding and SimNorm at its end
     rl_only: bool = False  # hypernetworks for policy and Q-functions only; the dynamics model sees z as an input
 
 
 POLICY_FREQUENCY = 2  # the policy is updated every second gradient step, twice
-WIDTH, Z_DIM = 256, 8  # sizes of the networks' layers and of z
+WIDTH = 256  # size of the networks' layers
+Z_DIM = 8  # size of z
 
 
 def method_name(args):
-    less = "-nomask" * (args.mask_prob == 0) + "-nonorm" * (not args.normalise)
-    name = "DMA-H" if less == "-nomask-nonorm" else "DMAstar-H" + less
-    return name + "-RLonly" * args.rl_only
+    """The method's name with these flags, as in tools/methods.py."""
+    name = "DMAstar-H"
+    if args.mask_prob == 0 and not args.normalise:
+        name = "DMA-H"
+    elif args.mask_prob == 0:
+        name += "-nomask"
+    elif not args.normalise:
+        name += "-nonorm"
+    if args.rl_only:
+        name += "-RLonly"
+    return name
 
 
 # ----------------------------------------------- Context encoder (phi) ------------------------------------------------
 
 
-def subsample(batch, window, training, device=None):
-    """Which transitions of the window the encoder sees: positions [batch or 1, window // 5], 0 being the oldest.
-    In training a random fifth in random order, in evaluation a fifth evenly spaced in time."""
+def subsample(batch_size, window_size, training, device=None):
+    """Which transitions of the window the encoder sees: places [batch or 1, K // 5], of which 0 is the oldest. In
+    training a random fifth in random order, in evaluation a fifth evenly spaced in time."""
+    n = window_size // 5
     if training:
-        return torch.rand(batch, window, device=device).topk(window // 5).indices
-    return torch.linspace(0, window - 1, window // 5, dtype=torch.float64).long()[None]
+        return torch.rand(batch_size, window_size, device=device).topk(n).indices
+    return torch.linspace(0, window_size - 1, n, dtype=torch.float64).long()[None]
 
 
 def avg_l1_norm(x):
@@ -88,35 +77,68 @@ def sim_norm(x):
 
 
 class Encoder(nn.Module):
-    """Transitions (s, a, ds = s' - s) of the window -> z [batch, 8], entries in [0, 1]."""
+    """Transitions (s, a, s' - s) of the window -> z [batch, 8]. With norms, z has entries in [0, 1]."""
 
     def __init__(self, obs_dim, act_dim, mask_prob, normalise):
         super().__init__()
         self.embed = nn.Linear(2 * obs_dim + act_dim, 32, bias=False)
         self.lstm = nn.LSTM(32, 32, batch_first=True)
         self.head = nn.Linear(32, Z_DIM, bias=False)
-        self.mask_prob, self.normalise = mask_prob, normalise
+        self.mask_prob = mask_prob
+        self.normalise = normalise
+
+    def mask(self, x):
+        """Hides whole vectors, each with probability `mask_prob`."""
+        keep = torch.rand(*x.shape[:2], 1, device=x.device) >= self.mask_prob
+        return x * keep
 
     def forward(self, obs, actions, deltas):  # each [batch, time, dim]
         parts = [obs, actions, deltas]
-        if self.training:  # hide whole vectors, independently for each time step and part
-            parts = [x * (torch.rand(*x.shape[:2], 1, device=x.device) >= self.mask_prob) for x in parts]
+        if self.training:
+            parts = [self.mask(part) for part in parts]
         x = self.embed(torch.cat(parts, dim=-1))
-        x = self.lstm(avg_l1_norm(x) if self.normalise else x)[0][:, -1]  # the last hidden state
-        return sim_norm(self.head(x)) if self.normalise else self.head(x)
+        if self.normalise:
+            x = avg_l1_norm(x)
+        hidden, _ = self.lstm(x)
+        z = self.head(hidden[:, -1])
+        if self.normalise:
+            z = sim_norm(z)
+        return z
 
 
-# --------------------------------- Hypernetwork (eta) and the adapter that it generates -------------------------------
-# Eq. 3: the adapter turns the trunk's features x [256] into ReLU(x + W_up ReLU(W_down x + b_down) + b_up), with W_down
-# [32, 256] and W_up [256, 32]: 16,672 numbers, generated in 33 chunks of 512 (the last has 224 to spare). Chunk j has a
-# learned embedding e_j and features f_j = MLP([z; e_j]) [64]; one linear head for all chunks makes M f_j + m of them:
-#     chunks 0 ... 15: every 16th row of W_down (2 each); 16 ... 31: every 16th row of W_up (16 each); 32: the biases.
-# The matrices are never built. (M f_j + m) x is linear in [M m] and in [f_j; 1], so x meets the head first, in one
-# product for the whole batch, and what comes out meets each sample's own f_j. The same function, several times faster.
+# -------------------------------- Hypernetwork (eta) and the adapter that it generates --------------------------------
+# Eq. 3: an adapter turns the features x [256] of a network's trunk into
+#     ReLU(x + W_up ReLU(W_down x + b_down) + b_up),    W_down [32, 256], W_up [256, 32].
+# These are 16,672 numbers for each sample. The hypernetwork generates them in chunks of 512: chunk j has a learned
+# embedding e_j, and one small network turns [z; e_j] into the chunk. `Hypernetwork.chunks` and `adapt_plainly` say so.
+BOTTLENECK = 32  # size of the adapter's hidden layer
+CHUNK = 512  # numbers in a chunk: a multiple of WIDTH, so that chunks hold whole rows of the matrices
+MATRIX_CHUNKS = BOTTLENECK * WIDTH // CHUNK  # 16 chunks hold W_down, 16 hold W_up
+BIAS_CHUNKS = -(-(BOTTLENECK + WIDTH) // CHUNK)  # 1 more holds both biases, with room to spare
 
 
+def split_biases(numbers):
+    """b_down [batch, 32] and b_up [batch, 256], from the last chunks."""
+    return numbers[:, :BOTTLENECK], numbers[:, BOTTLENECK : BOTTLENECK + WIDTH]
+
+
+def adapt_plainly(x, chunks):
+    """The adapter as Eq. 3 says it: features x [batch, 256], chunks [batch, 33, 512] -> [batch, 256].
+
+    Chunk j = 0 ... 15 holds rows j and 16 + j of W_down; chunk 16 + j rows j, 16 + j, ... of W_up."""
+    down, up, biases = chunks.split([MATRIX_CHUNKS, MATRIX_CHUNKS, BIAS_CHUNKS], dim=1)
+    w_down = down.unflatten(2, (-1, WIDTH)).transpose(1, 2).flatten(1, 2)  # [batch, 32, 256]
+    w_up = up.unflatten(2, (-1, BOTTLENECK)).transpose(1, 2).flatten(1, 2)  # [batch, 256, 32]
+    b_down, b_up = split_biases(biases.flatten(1))
+    hidden = F.relu((w_down @ x[:, :, None]).squeeze(2) + b_down)
+    return F.relu(x + (w_up @ hidden[:, :, None]).squeeze(2) + b_up)
+
+
+# That is the definition. What runs is the same function, several times faster, since it never builds the matrices. The
+# last layer makes a chunk M f_j + m of the chunk's features f_j [64], and (M f_j + m) x is linear in x as well. So x
+# meets M and m first, in one product for the whole batch, and the result meets each sample's own f_j.
 class Omega(NamedTuple):
-    """Adapter weights: the chunk features and biases of each sample, and the head, the same for the whole batch."""
+    """Adapter weights: features and biases of each sample, and the last layer, which is the same for all of them."""
 
     down: torch.Tensor  # [batch, 16, 65], [f_j; 1] of the chunks of W_down
     up: torch.Tensor  # [batch, 16, 65], [f_j; 1] of the chunks of W_up
@@ -125,34 +147,53 @@ class Omega(NamedTuple):
     head_down: torch.Tensor  # [256, 2 * 65], [M m] laid out for W_down, which has 256 inputs
     head_up: torch.Tensor  # [32, 16 * 65], [M m] laid out for W_up, which has 32
 
+    def detach(self):
+        """The same numbers as constants, through which no gradient goes."""
+        return Omega(*(part.detach() for part in self))
+
 
 class Hypernetwork(nn.Module):
-    """What is known about the context [batch, inputs] -> omega."""
+    """What is known about the context, z [batch, inputs] -> omega."""
 
     def __init__(self, inputs):
         super().__init__()
-        self.embeddings = nn.Parameter(torch.randn(33, 8))
-        self.first, self.second, self.head = nn.Linear(inputs + 8, 64), nn.Linear(64, 64), nn.Linear(64, 512)
+        self.embeddings = nn.Parameter(torch.randn(2 * MATRIX_CHUNKS + BIAS_CHUNKS, 8))
+        self.first = nn.Linear(inputs + 8, 64)
+        self.second = nn.Linear(64, 64)
+        self.head = nn.Linear(64, CHUNK)
+
+    def chunks(self, z):
+        """The definition: [batch, 33, 512]."""
+        n = len(self.embeddings)
+        z_e = torch.cat([z[:, None].expand(-1, n, -1), self.embeddings.expand(len(z), -1, -1)], dim=2)
+        return self.head(F.relu(self.second(F.relu(self.first(z_e)))))
 
     def forward(self, z):
-        w_z, w_e = self.first.weight.tensor_split([-8], dim=1)  # first([z; e_j]); z's part once for all j
-        of_z, of_e = F.linear(z, w_z, self.first.bias)[:, None], F.linear(self.embeddings, w_e)
-        down, up, last = (F.relu(self.second(F.relu(of_z + part))) for part in of_e.split([16, 16, 1]))
-        down, up = F.pad(down, (0, 1), value=1.0), F.pad(up, (0, 1), value=1.0)
-        b_down, b_up, _ = self.head(last[:, 0]).split([32, 256, 224], dim=1)
+        w_z, w_e = self.first.weight.tensor_split([-8], dim=1)
+        of_z = F.linear(z, w_z, self.first.bias)[:, None]  # first([z; e_j]): z's part once for all j
+        of_e = F.linear(self.embeddings, w_e)
+        parts = of_e.split([MATRIX_CHUNKS, MATRIX_CHUNKS, BIAS_CHUNKS])
+        down, up, last = (F.relu(self.second(F.relu(of_z + part))) for part in parts)
+        b_down, b_up = split_biases(self.head(last).flatten(1))
         head = torch.cat([self.head.weight, self.head.bias[:, None]], dim=1)  # [512, 65]
-        head_down, head_up = (head.view(-1, columns, 65).transpose(0, 1).flatten(1) for columns in (256, 32))
-        return Omega(down, up, b_down, b_up, head_down, head_up)
+        return Omega(
+            down=F.pad(down, (0, 1), value=1.0),
+            up=F.pad(up, (0, 1), value=1.0),
+            b_down=b_down,
+            b_up=b_up,
+            head_down=head.view(-1, WIDTH, 65).transpose(0, 1).flatten(1),
+            head_up=head.view(-1, BOTTLENECK, 65).transpose(0, 1).flatten(1),
+        )
 
 
 def generated_linear(x, features, head):
-    """Each sample's own generated matrix times its x [batch, in] -> [batch, out], all chunks' first rows first."""
+    """Each sample's own generated matrix times its x [batch, in] -> [batch, out]."""
     through_head = (x @ head).unflatten(1, (-1, 65))  # [batch, rows of a chunk, 65]
-    return (through_head @ features.mT).flatten(1)
+    return (through_head @ features.mT).flatten(1)  # all chunks' first rows come first
 
 
 def adapt(x, omega):
-    """The generated adapter (Eq. 3) on a trunk's features x [batch, 256]."""
+    """The generated adapter (Eq. 3) on a trunk's features x [batch, 256]. The same as `adapt_plainly`."""
     hidden = F.relu(generated_linear(x, omega.down, omega.head_down) + omega.b_down)
     return F.relu(x + generated_linear(hidden, omega.up, omega.head_up) + omega.b_up)
 
@@ -170,7 +211,8 @@ class MLP(nn.Module):
         self.hypernetwork = Hypernetwork(Z_DIM)
 
     def forward(self, x, z):  # [batch, inputs] -> [batch, outputs]
-        return self.head(adapt(self.trunk(x), self.hypernetwork(z)))
+        omega = self.hypernetwork(z)
+        return self.head(adapt(self.trunk(x), omega))
 
 
 class ConcatMLP(nn.Module):
@@ -182,7 +224,8 @@ class ConcatMLP(nn.Module):
         self.head = nn.Linear(WIDTH, outputs)
 
     def forward(self, x, z):  # [batch, inputs] -> [batch, outputs]
-        return self.head(F.relu(self.trunk(torch.cat([x, z], 1))))
+        features = F.relu(self.trunk(torch.cat([x, z], 1)))
+        return self.head(features)
 
 
 class Actor(MLP):
@@ -190,7 +233,8 @@ class Actor(MLP):
 
     def forward(self, obs, context):
         mean, log_std = super().forward(obs, context).chunk(2, dim=1)
-        return mean, -5 + 3.5 * (torch.tanh(log_std) + 1)  # log standard deviation in [-5, 2]
+        log_std = -5 + 3.5 * (torch.tanh(log_std) + 1)  # in [-5, 2]
+        return mean, log_std
 
     def get_action(self, obs, context):
         """A sampled action [batch, act_dim] and its log-probability [batch]."""
@@ -206,41 +250,58 @@ class Actor(MLP):
 
 
 class ReplayBuffer:
-    """Finished episodes of all contexts, laid out as in aib_envs.History: obs holds the warm-up's K + 1 observations,
-    then the episode's T + 1; actions the warm-up's K, then the episode's T."""
+    """Finished episodes of all contexts, laid out as in aib_envs.History: K steps of warm-up, then the episode's T."""
 
     def __init__(self, history, buffer_size, device):
-        self.window_size, self.episodes, self.added = history.window_size, buffer_size // history.rewards.shape[1], 0
-        for name in ("obs", "actions", "rewards", "lengths"):
-            shape, dtype = getattr(history, name).shape, getattr(torch, getattr(history, name).dtype.name)
-            setattr(self, name, torch.zeros(shape[0], self.episodes, *shape[1:], dtype=dtype, device=device))
+        num_envs, steps = history.rewards.shape
+        self.num_episodes = buffer_size // steps  # of each context
+        self.num_added = 0
+        self.window_size = history.window_size
+        shape = (num_envs, self.num_episodes)
+        self.obs = torch.zeros(*shape, *history.obs.shape[1:], device=device)
+        self.next_obs = torch.zeros_like(self.obs)
+        self.actions = torch.zeros(*shape, *history.actions.shape[1:], device=device)
+        self.rewards = torch.zeros(*shape, steps, device=device)
+        self.lengths = torch.zeros(*shape, dtype=torch.long, device=device)  # until the simulation diverged, if it did
 
     def add(self, history):
         """Stores a finished episode, in the place of the oldest."""
-        for name in ("obs", "actions", "rewards", "lengths"):
-            getattr(self, name)[:, self.added % self.episodes] = torch.from_numpy(getattr(history, name))
-        self.ends = self.lengths.flatten().cumsum(0)  # where each episode ends in one list of all steps
+        i = self.num_added % self.num_episodes
+        self.obs[:, i] = torch.from_numpy(history.obs)
+        self.next_obs[:, i] = torch.from_numpy(history.next_obs)
+        self.actions[:, i] = torch.from_numpy(history.actions)
+        self.rewards[:, i] = torch.from_numpy(history.rewards)
+        self.lengths[:, i] = torch.from_numpy(history.lengths)
+        self.num_added += 1
+
+        # All steps that can be drawn, in one list: where each episode begins and ends there
+        self.ends = self.lengths.flatten().cumsum(0)
+        self.begins = self.ends - self.lengths.flatten()
         self.total = int(self.ends[-1])
-        self.added += 1
 
     def sample(self, batch_size):
         """Steps drawn uniformly from all finished episodes: obs, actions, next_obs, rewards, all [batch, ...], and what
-        the encoder sees of each one's strictly past window: (obs, actions, deltas), all [batch, time, dim]."""
-        k, device = self.window_size, self.obs.device
+        the encoder sees of the window before each of them: (obs, actions, deltas), all [batch, time, dim]."""
+        device = self.obs.device
+        obs, next_obs = self.obs.flatten(0, 1), self.next_obs.flatten(0, 1)  # [episodes, K + T, obs_dim]
+        actions, rewards = self.actions.flatten(0, 1), self.rewards.flatten(0, 1)
+
         i = torch.randint(self.total, (batch_size,), device=device)
-        row = torch.searchsorted(self.ends, i, right=True)  # the episode that step i lies in
-        t = i - self.ends[row] + self.lengths.flatten()[row]
-        past = t[:, None] + subsample(batch_size, k, training=True, device=device)  # step t itself is transition K + t
-        obs_at = past + (past >= k) + row[:, None] * self.obs.shape[2]  # places in one list of all episodes
-        actions_at = past + row[:, None] * self.actions.shape[2]
-        obs, actions, rewards = self.obs.flatten(0, 2), self.actions.flatten(0, 2), self.rewards.flatten(0, 1)
-        window_obs = F.embedding(obs_at, obs)  # obs[obs_at], faster
-        window = window_obs, F.embedding(actions_at, actions), F.embedding(obs_at + 1, obs) - window_obs
-        now, action_now = t + k + 1 + row * self.obs.shape[2], t + k + row * self.actions.shape[2]
-        return obs[now], actions[action_now], obs[now + 1], rewards[row, t], window
+        episode = torch.searchsorted(self.ends, i, right=True)  # the one that step i lies in
+        t = i - self.begins[episode]
+        now = self.window_size + t
+
+        past = t[:, None] + subsample(batch_size, self.window_size, training=True, device=device)  # all before `now`
+        row = episode[:, None]
+        window = (obs[row, past], actions[row, past], next_obs[row, past] - obs[row, past])
+        return obs[episode, now], actions[episode, now], next_obs[episode, now], rewards[episode, t], window
 
 
 # ------------------------------------------------ Acting and learning -------------------------------------------------
+
+
+def adam(parameters, lr):
+    return torch.optim.Adam(parameters, lr=lr, fused=True, capturable=True)  # capturable: for --cuda-graph
 
 
 class Agent(nn.Module):
@@ -248,20 +309,25 @@ class Agent(nn.Module):
 
     def __init__(self, obs_dim, act_dim, args):
         super().__init__()
-        self.args, self.target_entropy = args, -act_dim
-        self.window_size = aib_envs.get_task(args.env_id).window
+        self.args = args
+        self.target_entropy = -act_dim
+        self.window_size = aib_envs.get_task(args.env_id).window  # K
         self.encoder = Encoder(obs_dim, act_dim, args.mask_prob, args.normalise)
-        self.dynamics = (ConcatMLP if args.rl_only else MLP)(obs_dim + act_dim, obs_dim)  # predicts ds
+        dynamics_model = ConcatMLP if args.rl_only else MLP
+        self.dynamics = dynamics_model(obs_dim + act_dim, obs_dim)  # predicts s' - s
         self.actor = Actor(obs_dim, 2 * act_dim)
-        self.qf1, self.qf2 = MLP(obs_dim + act_dim, 1), MLP(obs_dim + act_dim, 1)
-        self.qf1_target, self.qf2_target = copy.deepcopy(self.qf1), copy.deepcopy(self.qf2)
+        self.qf1 = MLP(obs_dim + act_dim, 1)
+        self.qf2 = MLP(obs_dim + act_dim, 1)
+        self.qf1_target = copy.deepcopy(self.qf1)
+        self.qf2_target = copy.deepcopy(self.qf2)
         self.log_alpha = nn.Parameter(torch.zeros(()))
-        context = [*self.encoder.parameters(), *self.dynamics.parameters()]
-        adam = functools.partial(torch.optim.Adam, fused=True, capturable=True)  # for CUDA graphs, too
-        self.context_optimizer = adam(context, lr=args.dynamics_lr)
-        self.q_optimizer = adam([*self.qf1.parameters(), *self.qf2.parameters()], lr=args.q_lr)
-        self.actor_optimizer = adam(self.actor.parameters(), lr=args.policy_lr)
-        self.alpha_optimizer = adam([self.log_alpha], lr=args.q_lr)
+
+        modules = nn.ModuleList([self.encoder, self.dynamics])
+        self.context_parameters = list(modules.parameters())
+        self.context_optimizer = adam(self.context_parameters, args.dynamics_lr)
+        self.q_optimizer = adam([*self.qf1.parameters(), *self.qf2.parameters()], args.q_lr)
+        self.actor_optimizer = adam(self.actor.parameters(), args.policy_lr)
+        self.alpha_optimizer = adam([self.log_alpha], args.q_lr)
 
     def infer(self, window):
         """What the networks are told about the context."""
@@ -270,120 +336,91 @@ class Agent(nn.Module):
     @torch.inference_mode()
     def act(self, obs, history, training=False):
         """obs [n, obs_dim] -> actions [n, act_dim]: sampled in training, deterministic in evaluation (all NumPy)."""
-        to = lambda x: torch.from_numpy(x).to(self.log_alpha.device)
-        window = history.window(subsample(len(obs), self.window_size, training).numpy())
+        device = self.log_alpha.device
+        places = subsample(len(obs), self.window_size, training).numpy()
+        window = [torch.from_numpy(part).to(device) for part in history.window(places)]
+        obs = torch.from_numpy(obs).to(device)
         self.encoder.train(training)
-        context = self.infer(map(to, window))
-        actions = self.actor.get_action(to(obs), context)[0] if training else self.actor(to(obs), context)[0].tanh()
+        z = self.infer(window)
+        if training:
+            actions, _ = self.actor.get_action(obs, z)
+        else:
+            mean, _ = self.actor(obs, z)
+            actions = torch.tanh(mean)
         return actions.cpu().numpy()
 
-    def update(self, obs, actions, next_obs, rewards, window, policy_turn):
+    def update(self, obs, actions, next_obs, rewards, window, update_policy):
         """One gradient step (Algorithm 1) on a sampled batch. Returns the losses."""
-        obs_actions, losses = torch.cat([obs, actions], 1), {}
+        losses = {}
+        obs_actions = torch.cat([obs, actions], 1)
 
-        # Predict the dynamics (Eqs. 1, 2). What this loss trains takes its step at the very end.
+        # Infer z, and predict the dynamics (Eqs. 1, 2).
         self.encoder.train()
-        z = self.infer(window)
-        losses["dynamics"] = F.mse_loss(self.dynamics(obs_actions, z), next_obs - obs)
+        z = self.encoder(*window)
+        predicted = self.dynamics(obs_actions, z)
+        losses["dynamics_loss"] = F.mse_loss(predicted, next_obs - obs)
         self.context_optimizer.zero_grad()
-        losses["dynamics"].backward()
-        z = z.detach()  # for the RL losses z is a constant, but they train the hypernetworks of their own modules
+        losses["dynamics_loss"].backward()  # its step comes last
+
+        # From here on z is a constant. But the RL losses train the hypernetworks of their own modules.
+        z = z.detach()
 
         # Critics. Episodes end by time limit only, so the target always bootstraps.
         with torch.no_grad():
             next_actions, next_log_pi = self.actor.get_action(next_obs, z)
             next_obs_actions = torch.cat([next_obs, next_actions], 1)
-            qf_next = torch.min(self.qf1_target(next_obs_actions, z), self.qf2_target(next_obs_actions, z))
-            next_q_value = rewards + self.args.gamma * (qf_next.squeeze(1) - self.log_alpha.exp() * next_log_pi)
-        qf1, qf2 = self.qf1(obs_actions, z).squeeze(1), self.qf2(obs_actions, z).squeeze(1)
-        losses["qf"] = F.mse_loss(qf1, next_q_value) + F.mse_loss(qf2, next_q_value)
+            qf1_next = self.qf1_target(next_obs_actions, z)
+            qf2_next = self.qf2_target(next_obs_actions, z)
+            min_qf_next = torch.min(qf1_next, qf2_next).squeeze(1) - self.log_alpha.exp() * next_log_pi
+            next_q_value = rewards + self.args.gamma * min_qf_next
+        qf1 = self.qf1(obs_actions, z).squeeze(1)
+        qf2 = self.qf2(obs_actions, z).squeeze(1)
+        losses["qf_loss"] = F.mse_loss(qf1, next_q_value) + F.mse_loss(qf2, next_q_value)
         self.q_optimizer.zero_grad()
-        losses["qf"].backward()
+        losses["qf_loss"].backward()
         self.q_optimizer.step()
 
-        # Policy and temperature
-        for _ in range(POLICY_FREQUENCY if policy_turn else 0):
-            pi, log_pi = self.actor.get_action(obs, z)
-            obs_pi = torch.cat([obs, pi], 1)
-            min_qf_pi = torch.min(self.qf1(obs_pi, z), self.qf2(obs_pi, z)).squeeze(1)
-            losses["actor"] = (self.log_alpha.exp().detach() * log_pi - min_qf_pi).mean()
+        policy_updates = POLICY_FREQUENCY if update_policy else 0
+        for _ in range(policy_updates):
+            # Policy
+            losses["actor_loss"], log_pi = self.actor_loss(obs, z)
             self.actor_optimizer.zero_grad()
-            losses["actor"].backward(inputs=list(self.actor.parameters()))  # no gradients for the Q-functions
+            losses["actor_loss"].backward(inputs=list(self.actor.parameters()))  # the Q-functions learn nothing from it
             self.actor_optimizer.step()
 
-            losses["alpha"] = (-self.log_alpha.exp() * (log_pi.detach() + self.target_entropy)).mean()
+            # Temperature
+            alpha = self.log_alpha.exp()
+            losses["alpha_loss"] = (-alpha * (log_pi.detach() + self.target_entropy)).mean()
             self.alpha_optimizer.zero_grad()
-            losses["alpha"].backward()
+            losses["alpha_loss"].backward()
             self.alpha_optimizer.step()
 
-        # Target networks
-        with torch.no_grad():
-            targets = [*self.qf1_target.parameters(), *self.qf2_target.parameters()]
-            torch._foreach_lerp_(targets, [*self.qf1.parameters(), *self.qf2.parameters()], self.args.tau)
-
-        # What the dynamics loss trains
+        self.update_targets()
         self.context_optimizer.step()
+        losses["alpha"] = self.log_alpha.exp()
         return {name: loss.detach() for name, loss in losses.items()}
+
+    def actor_loss(self, obs, context, reduce=torch.mean):
+        """The policy's loss [] and the log-probabilities [batch] of the actions that it samples."""
+        pi, log_pi = self.actor.get_action(obs, context)
+        obs_pi = torch.cat([obs, pi], 1)
+        min_qf_pi = torch.min(self.qf1(obs_pi, context), self.qf2(obs_pi, context)).squeeze(1)
+        return reduce(self.log_alpha.exp().detach() * log_pi - min_qf_pi), log_pi
+
+    @torch.no_grad()
+    def update_targets(self):
+        """Moves the target networks a little towards the Q-functions."""
+        for qf, target in ((self.qf1, self.qf1_target), (self.qf2, self.qf2_target)):
+            for source, slow in zip(qf.parameters(), target.parameters(), strict=True):
+                slow.lerp_(source, self.args.tau)
 
     def diagnose(self, obs, actions, next_obs, rewards, window):
         """The shadow gradient: the mean norm of the gradient that the policy's loss would have with respect to z."""
+        self.encoder.eval()
         z = self.encoder(*window).detach().requires_grad_()
-        pi, log_pi = self.actor.get_action(obs, z)
-        obs_pi = torch.cat([obs, pi], 1)
-        min_qf_pi = torch.min(self.qf1(obs_pi, z), self.qf2(obs_pi, z)).squeeze(1)
-        loss = (self.log_alpha.exp().detach() * log_pi - min_qf_pi).sum()
-        return {"shadow_gradient": torch.autograd.grad(loss, z)[0].norm(dim=1).mean().item()}
-
-
-# --------------------------------------------------------- Run --------------------------------------------------------
-# config.json, metrics.jsonl, checkpoint.pt, agent.pt and results.json in its directory. None of it is about the method.
-
-STOP = []  # signals that have asked for an end
-
-
-def open_run(args):
-    """A new directory, or that of --resume; its configuration; its metrics.jsonl, which also locks it."""
-    if args.resume:
-        run, config = Path(args.resume), aib_tools.read_config(args.resume, Args)
-    else:
-        method = method_name(args)
-        run = Path(args.run_dir) / f"{args.env_id}__{method}__{args.seed}__{time.time_ns() // 1_000_000}"
-        config = {"run": run.name, "script": Path(__file__).name, "method": method} | aib_tools.provenance()
-        run.mkdir(parents=True)
-    config["args"] = {k: v for k, v in vars(args).items() if k not in ("resume", "eval_only", "context")}
-    return run, config, aib_tools.lock(run / "metrics.jsonl", new=not args.resume)
-
-
-def save_checkpoint(path, config, agent, buffer, progress):
-    """Writes all that the next episode depends on. The environments are not in it: they begin with a reset by seed."""
-    optimizers = {name: x.state_dict() for name, x in vars(agent).items() if isinstance(x, torch.optim.Optimizer)}
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
-    state = {"agent": agent.state_dict(), "optimizers": optimizers, "buffer": vars(buffer)}
-    state["origin"] = aib_tools.origin(config)
-    aib_tools.write(path, state | {"generators": [torch.get_rng_state(), *cuda], "progress": progress})
-
-
-def load_checkpoint(path, config, agent, buffer):
-    """Takes up what `save_checkpoint` has written; returns the progress."""
-    with aib_tools.reading(path):
-        state = aib_tools.read_tensors(path)
-        aib_tools.check_origin(state["origin"], config)
-        agent.load_state_dict(state["agent"])
-        for name, optimizer in state["optimizers"].items():
-            getattr(agent, name).load_state_dict(optimizer)
-        for name, value in state["buffer"].items():
-            setattr(buffer, name, value.to(buffer.obs.device) if torch.is_tensor(value) else value)
-        torch.set_rng_state(state["generators"][0])
-        if torch.cuda.is_initialized():
-            torch.cuda.set_rng_state_all(state["generators"][1:])
-        return state["progress"]
-
-
-def on_signal(number, frame):
-    """SIGTERM and Ctrl-C ask for an end at the next safe point; after that, Ctrl-C ends at once."""
-    STOP.append(number)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    os.write(2, b"\nstopping at the end of the episode, or of the last evaluation\n")
+        loss, _ = self.actor_loss(obs, z, reduce=torch.sum)
+        (gradient,) = torch.autograd.grad(loss, z)  # [batch, 8]
+        return {"shadow_gradient": gradient.norm(dim=1).mean().item()}
 
 
 # ------------------------------------------------------ Training ------------------------------------------------------
@@ -394,154 +431,60 @@ def make_envs(args, contexts, **options):
 
 
 def make_agent(args, envs):
-    torch.set_flush_denormal(True)  # numbers below 1e-38 would be a hundred times slower than others
-    device = torch.device("cuda" if torch.cuda.is_available() and args.cuda else "cpu")
-    return Agent(envs.single_observation_space.shape[0], envs.single_action_space.shape[0], args).to(device)
-
-
-def capture_video(args, agent, run):
-    import aib_render  # it takes MuJoCo's renderer, which training can do without
-
-    envs = make_envs(args, [args.context] if args.context else aib_render.modes(args.env_id), render_mode="rgb_array")
-    aib_render.record(envs, agent.act, agent.window_size, run / "video.gif")
-
-
-def evaluate_only(args):
-    """Repeats the last evaluation of a finished run, or rolls out in the one --context."""
-    envs = make_envs(args, [args.context] if args.context else aib_envs.eval_contexts(args.env_id))
-    run, agent = Path(args.eval_only), make_agent(args, envs)
-    with aib_tools.reading(run / "agent.pt") as path:
-        agent.load_state_dict(aib_tools.read_tensors(path))
-    returns = aib_envs.evaluate(envs, agent.act, agent.window_size, args.eval_rollouts)
-    if args.context:
-        print(f"{args.context}: return {returns.mean():.1f}, from {returns.min():.1f} to {returns.max():.1f}")
-    else:
-        print("AER", ", ".join(f"{split} {r.mean():.1f}" for split, r in aib_envs.by_split(returns).items()))
-    if args.capture_video:
-        capture_video(args, agent, run)
+    obs_dim = envs.single_observation_space.shape[0]
+    act_dim = envs.single_action_space.shape[0]
+    return Agent(obs_dim, act_dim, args).to(aib_run.device(args))
 
 
 def train(args):
     torch.manual_seed(args.seed)
+    steps = aib_envs.get_task(args.env_id).steps
+    if min(args.learning_starts, args.buffer_size) < steps:
+        aib_run.fail(f"--learning-starts and --buffer-size must be at least {steps}: {args.env_id}'s episode")
     envs = make_envs(args, aib_envs.context_set(args.env_id, "train"))
     eval_envs = make_envs(args, aib_envs.eval_contexts(args.env_id))
-    agent, n = make_agent(args, envs), envs.num_envs
-    obs_dim, act_dim = envs.single_observation_space.shape[0], envs.single_action_space.shape[0]
-    device = agent.log_alpha.device
-    update = aib_tools.CudaGraph(agent.update) if device.type == "cuda" else agent.update
-    window, steps = agent.window_size, aib_envs.get_task(args.env_id).steps
-    history = aib_envs.History(n, window, steps, obs_dim, act_dim)
-    buffer = ReplayBuffer(history, args.buffer_size, device)
+    n = envs.num_envs
+    act_dim = envs.single_action_space.shape[0]
+    agent = make_agent(args, envs)
+    history = aib_envs.History(n, agent.window_size, steps, envs.single_observation_space.shape[0], act_dim)
+    buffer = ReplayBuffer(history, args.buffer_size, aib_run.device(args))
+    run = aib_run.Run(args, method_name(args), agent, buffer)  # goes on from its checkpoint, if it has one
 
-    run, config, metrics_file = open_run(args)
-    checkpoint, clock = run / "checkpoint.pt", time.perf_counter()
-    progress = 0, 0, 0, {}, dict.fromkeys(("act", "env", "sample", "update", "eval", "save"), 0.0), 0
-    if checkpoint.exists():
-        progress = load_checkpoint(checkpoint, config, agent, buffer)
-    global_step, env_steps, episode, losses, seconds, length = progress
-    saved = global_step
-    aib_tools.check_resumable(run, args, global_step, length)
-    aib_tools.write(run / "config.json", config)
-    metrics_file.truncate(length)  # what was written after the checkpoint will be written again
-    tracker = aib_tools.start_tracking(run) if args.track else None
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, on_signal)
-    bar = tqdm(initial=global_step, total=args.total_timesteps, unit="update", mininterval=5)
-    bar.set_description(run.name.rpartition("__")[0])
-
-    def lap(part):
-        nonlocal clock
-        clock, since = time.perf_counter(), clock
-        seconds[part] += clock - since
-
-    def evaluate(rollouts):
-        """The benchmark's protocol; writes and shows one line of metrics. AER: average episodic return of a set."""
-        aib_tools.check_finite("weight", agent.state_dict(), global_step)
-        returns = aib_envs.by_split(aib_envs.evaluate(eval_envs, agent.act, window, rollouts))
-        lap("eval")
-        metrics = {
-            "global_step": global_step,
-            "env_steps": env_steps,
-            "aer": {split: r.mean() for split, r in returns.items()},
-            "returns": {split: r.mean(1).tolist() for split, r in returns.items()},
-            "losses": {name: loss.item() for name, loss in losses.items()},
-            "alpha": agent.log_alpha.exp().item(),
-            "seconds": {part: round(value, 2) for part, value in seconds.items()},
-        }
-        with torch.random.fork_rng():  # the run's own generators shall not notice
-            metrics |= agent.diagnose(*buffer.sample(args.batch_size))
-        metrics_file.write(json.dumps(metrics) + "\n")
-        metrics_file.flush()
-        aer = ", ".join(f"{split} {value:.1f}" for split, value in metrics["aer"].items())
-        bar.write(f"step {global_step}: AER {aer}")
-        bar.set_postfix_str(aer)
-        lap("eval")
-        return returns
-
-    while global_step < args.total_timesteps:
-        # An episode in all training contexts in lockstep; before it a warm-up (t < 0, own reset) that fills the window.
+    while run.global_step < args.total_timesteps:
+        # An episode in all training contexts at once. Before it comes a warm-up (t < 0), which fills the window.
         history.begin()
-        for t in range(-window, steps):
-            if t in (-window, 0):
-                obs, _ = envs.reset(seed=aib_envs.reset_seeds(n, 0, args.seed, episode, int(t < 0)))
-            learning = episode * steps + max(t, 0) >= args.learning_starts
-            uniform = 2 * torch.rand(n, act_dim).numpy() - 1
-            actions = agent.act(obs, history, training=True) if learning else uniform
-            lap("act")
+        for t in range(-agent.window_size, steps):
+            if t in (-agent.window_size, 0):
+                obs, _ = envs.reset(seed=aib_envs.reset_seeds(n, 0, args.seed, run.episode, int(t < 0)))
+            learning = run.episode * steps + max(t, 0) >= args.learning_starts
+            actions = 2 * torch.rand(n, act_dim).numpy() - 1
+            if learning:
+                actions = agent.act(obs, history, training=True)
             next_obs, rewards, _, _, infos = envs.step(actions)
             history.add(obs, actions, rewards, next_obs, infos["diverged"])
-            obs, env_steps = next_obs, env_steps + n
-            lap("env")
+            obs = next_obs
+            run.add_env_steps(n)
             if t < 0 or not learning:
                 continue
 
-            if global_step % args.eval_every == 0:
-                evaluate(rollouts=1)
+            if run.global_step % args.eval_every == 0:
+                with torch.random.fork_rng():  # so that looking changes nothing
+                    evaluation = aib_envs.evaluate(eval_envs, agent.act, agent.window_size, rollouts=1)
+                    run.log_evaluation(*evaluation, agent.diagnose(*buffer.sample(args.batch_size)))
             batch = buffer.sample(args.batch_size)
-            lap("sample")
-            losses |= update(*batch, global_step % POLICY_FREQUENCY == 0)
-            if device.type == "cpu" or global_step % 100 == 0:  # a check waits for a GPU
-                aib_tools.check_finite("loss", losses, global_step)
-            lap("update")
-            global_step += 1
-            bar.update()
-            if global_step == args.total_timesteps:
+            losses = agent.update(*batch, run.global_step % POLICY_FREQUENCY == 0)
+            run.advance(losses)
+            if run.global_step == args.total_timesteps:
                 break
-        if t < steps - 1:
-            break  # the end came in the middle of an episode, where there is no checkpoint
-        buffer.add(history)
-        episode += 1
-        ended = global_step == args.total_timesteps
-        if STOP or ended or global_step // args.eval_every > saved // args.eval_every:
-            aib_tools.check_finite("weight or loss", agent.state_dict() | losses, global_step)
-            length = os.path.getsize(run / "metrics.jsonl")
-            progress = global_step, env_steps, episode, losses, seconds, length
-            save_checkpoint(checkpoint, config, agent, buffer, progress)
-            saved = global_step
-            lap("save")
-        if STOP and not ended:
-            aib_tools.fail(f"at step {global_step}; go on with: python {sys.argv[0]} --resume {run}", 128 + STOP[0])
+        if t == steps - 1:  # the episode is finished
+            buffer.add(history)
+            run.end_episode(history)
 
-    returns = {split: r.tolist() for split, r in evaluate(args.eval_rollouts).items()}  # [20, rollouts]
-    bar.close()
-    aib_tools.write(run / "agent.pt", agent.state_dict())
-    contexts = {split: aib_envs.context_set(args.env_id, split) for split in aib_envs.SPLITS}
-    results = {"method": config["method"], "args": config["args"], "contexts": contexts, "returns": returns}
-    aib_tools.write(run / "results.json", results)
-    if not args.keep_checkpoint:
-        checkpoint.unlink(missing_ok=True)
-    if args.capture_video:
-        capture_video(args, agent, run)
-    if tracker:
-        aib_tools.stop_tracking(tracker)
-    print(f"results: {run / 'results.json'}")
+    with torch.random.fork_rng():
+        evaluation = aib_envs.evaluate(eval_envs, agent.act, agent.window_size, args.eval_rollouts)
+        run.finish(*evaluation, agent.diagnose(*buffer.sample(args.batch_size)))
+    return run
 
 
 if __name__ == "__main__":
-    try:
-        args = aib_tools.parse_args(Args, __doc__)
-        evaluate_only(args) if args.eval_only else train(args)
-    except (OSError, MemoryError, torch.OutOfMemoryError) as error:  # a full disk, a full GPU, a read-only directory
-        aib_tools.fail(error)
-    except KeyboardInterrupt:
-        aib_tools.fail("stopped at once", 130)
+    aib_run.main(Args, train, make_envs, make_agent)
