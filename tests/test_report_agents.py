@@ -7,13 +7,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-import hyperdynamics
 import numpy as np
 import pytest
-import report
-import report_agents
 
 import aib_envs
+import hyperdynamics
+import report
+import report_agents
 
 ROOT = Path(__file__).parent.parent
 

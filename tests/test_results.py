@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import report
-import results_page
 import scipy.stats
 
 import aib_envs
+import report
+import results_page
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "results"
@@ -101,8 +101,9 @@ def test_every_cell_of_a_tasks_table(task):
 
 def worse_mode(results):
     binary = "permutation" if "permutation" in results["contexts"]["train"][0] else "inversion"
-    pairs = [(c[binary], statistics.fmean(r)) for c, r in zip(results["contexts"]["train"], results["returns"]["train"])]
-    low, high = sorted(statistics.fmean(r for c, r in pairs if c == mode) for mode in {c for c, _ in pairs})
+    own = [context[binary] for context in results["contexts"]["train"]]
+    pairs = list(zip(own, map(statistics.fmean, results["returns"]["train"]), strict=True))
+    low, high = sorted(statistics.fmean(r for c, r in pairs if c == mode) for mode in set(own))
     bound = 100 if results["args"]["env_id"].startswith("DI") else 1000
     return f"{100 * low / high:.0f} %" if high >= bound / 100 else "-"
 
@@ -154,7 +155,9 @@ def test_verdicts_over_tasks():
     found = []
     for row in rows:
         one, other, share = methods_of(row["claim"])
-        pairs = [(scaled(t, one, row["set"]), [share * x for x in scaled(t, other, row["set"])]) for t in row["tasks"].split(", ")]
+        x = [scaled(task, one, row["set"]) for task in row["tasks"].split(", ")]
+        y = [scaled(task, other, row["set"]) for task in row["tasks"].split(", ")]
+        pairs = [(own, [share * value for value in theirs]) for own, theirs in zip(x, y, strict=True)]
         found.append([one_sided(pairs), one_sided([(y, x) for x, y in pairs])])
         above = [np.mean([(a > b) + 0.5 * (a == b) for a, b in itertools.product(x, y)]) for x, y in pairs]
         assert float(row["P"]) == pytest.approx(np.mean(above), abs=0.00501)

@@ -12,7 +12,6 @@ import argparse
 import collections
 import contextlib
 import csv
-import importlib
 import io
 import itertools
 import json
@@ -22,22 +21,18 @@ import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # before NumPy: threads are no help where everything is small
-
-import matplotlib
+import matplotlib.pyplot as plt
 import numpy as np
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "tools"), str(ROOT / "relatives")]
-
 import aib_envs
-import aib_speed  # noqa: F401 (its tasks have reports, too)
 import stats
 from methods import METHODS
 
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.append(str(ROOT / "relatives"))
+import aib_speed  # noqa: E402, F401 (its tasks have reports, too)
 
+plt.switch_backend("Agg")  # draws into files only
 RESULTS = ROOT / "results"
 PAPER = json.loads((RESULTS / "paper_results.json").read_text())
 SPLITS = aib_envs.SPLITS
@@ -54,7 +49,7 @@ PAPER_KINDS = {"non-overlapping": "non_overlap", "overlapping": "overlap", "all"
 PAPER_SETS = {"train": "train", "eval-out": "eval_out", "all sets": "aggregated"}
 # Flags that may differ between runs that are put together: they do not change what is learned.
 FREE = {"seed", "env_id", "total_timesteps", "run_dir", "resume", "eval_only", "context", "dataset", "cuda", "track"}
-FREE |= {"cuda_graph", "keep_checkpoint", "capture_video", "eval_every", "eval_epochs"}
+FREE |= {"cuda_graph", "keep_checkpoint", "capture_video", "flip_at", "eval_every", "eval_epochs"}
 STUCK = 60  # a rollout of ODE that ends with this or less, of 200, has waited at a wrong equilibrium
 
 
@@ -292,15 +287,12 @@ def settings(run):
     return {name: value for name, value in run.args.items() if name not in FREE} | {"script": run.script}
 
 
-def load_script(script):
-    """A script as a module. Raises ImportError if there is none of that name, and whatever the script itself raises."""
-    return importlib.import_module(Path(script).stem)  # from the root or relatives/
-
-
 def script_defaults(script):
     """The default of each flag of a script, for runs that were made before it had the flag; {} if that is unknown."""
     with contextlib.suppress(Exception):  # it is not there any more, or broken
-        return vars(load_script(script).Args())
+        import aib_run  # here, for it imports PyTorch
+
+        return aib_run.plain(vars(aib_run.load_script(script).Args()))
     return {}
 
 
@@ -631,18 +623,30 @@ def pooled_claims(runs):
     for claim, kind, share in itertools.product(all_claims(runs), KINDS, shares):
         own = [run for run in of_kind(runs, kind) if run.training() == share]
         tasks = [task for task in tasks_of(own) if claimed(claim, own, task)]
-        for split in ("all sets", "eval-out") if len(tasks) > 1 else ():
-            scaled = [groups_of(own, m, tasks, lambda run: run.scaled(split)) for m in (claim.one, claim.other)]  # noqa: B023
-            row = {"claim": str(claim), "kind": kind, "training": f"{100 * share:.0f} %", "tasks": ", ".join(tasks)}
-            row["seeds"] = ", ".join(f"{len(x)}/{len(y)}" for x, y in zip(*scaled, strict=True))
-            row["set"] = split
-            row["difference of IQM"] = with_interval(sum(scaled, []), stats.difference(stats.pooled_iqm), sign="+")
-            row["of means"] = with_interval(sum(scaled, []), stats.difference(stats.pooled_mean), sign="+")
-            row["gain"] = gain(stats.pooled_iqm(*scaled[0]), stats.pooled_iqm(*scaled[1]))
-            row["paper's gain"] = paper_gain(claim, kind, split)
-            rows.append(row)
+        if len(tasks) < 2:
+            continue
+        for split in ("all sets", "eval-out"):
+            rows.append(pooled_row(claim, kind, own, tasks, split))
             questions.append(question(claim, own, tasks, split))
     return without_empty(verdict_rows(rows, questions), ["paper's gain"])
+
+
+def pooled_row(claim, kind, runs, tasks, split):
+    """What `pooled_claims` says about one claim before it is tested: scaled AER of both methods, compared."""
+    one = groups_of(runs, claim.one, tasks, lambda run: run.scaled(split))
+    other = groups_of(runs, claim.other, tasks, lambda run: run.scaled(split))
+    return {
+        "claim": str(claim),
+        "kind": kind,
+        "training": f"{100 * runs[0].training():.0f} %",
+        "tasks": ", ".join(tasks),
+        "seeds": ", ".join(f"{len(x)}/{len(y)}" for x, y in zip(one, other, strict=True)),
+        "set": split,
+        "difference of IQM": with_interval([*one, *other], stats.difference(stats.pooled_iqm), sign="+"),
+        "of means": with_interval([*one, *other], stats.difference(stats.pooled_mean), sign="+"),
+        "gain": gain(stats.pooled_iqm(*one), stats.pooled_iqm(*other)),
+        "paper's gain": paper_gain(claim, kind, split),
+    }
 
 
 def gain(above, below):
@@ -813,8 +817,8 @@ holds the interquartile mean over seeds and its 95 % bootstrap interval; of fewe
 the 20 training contexts. *Better of the last two*: the higher of the last two evaluations, each set separately, over
 all sets; this is what the authors' code reports. *Worse mode*: for each seed, the return in training contexts with one
 sort of actuators, in percent of that with the other sort (-: next to nothing in both). *Stuck* (ODE): the share of
-rollouts that end with 60 of 200 or less. *One step*, *twenty step*: mean squared prediction errors in episodes of random actions, of normalised
-differences and of standardised states.
+rollouts that end with 60 of 200 or less. *One step*, *twenty step*: mean squared prediction errors in episodes of
+random actions, of normalised differences and of standardised states.
 """
 ABOUT_OVER_TASKS = """AER divided by the bounds of the task's returns. Each table names its tasks: all that have runs of
 all its methods, after the same share of the task's training. Every task has the same weight. IQM is the interquartile
@@ -822,12 +826,12 @@ mean over tasks and seeds, as in the paper: it leaves out the worst and the best
 one task each, and not the same one for every method. The plain mean counts everything. The paper's numbers are of all
 its tasks of the kind. Intervals are shown from three seeds a task on.
 """
-ABOUT_VERDICTS = """P: the share of pairs of runs, one of each method, of which the claim is true, averaged over tasks. p:
-if the two methods were the same, the share of all ways to deal out the runs to them that give such a P or a higher one
+ABOUT_VERDICTS = """P: the share of pairs of runs, one of each method, of which the claim is true, averaged over tasks.
+p: if the two methods were the same, the share of all ways to deal out the runs to them that give such a P or more
 (exact, one-sided; for one task Mann and Whitney's test). *Holm of 8*: p corrected for the 8 questions of this table,
 which are those that so many seeds can decide at all. A claim *holds* if that is at most 0.05, and *does not hold* if
-that is so of the opposite claim; *alone* is what p says without the correction. Three seeds against three reach p = 0.05
-at best, so a single task needs about five to decide.
+that is so of the opposite claim; *alone* is what p says without the correction. Three seeds against three reach
+p = 0.05 at best, so a single task needs about five to decide.
 """
 
 
@@ -928,10 +932,11 @@ def add_notes(page, runs, unfinished, problems):
         last = run.metrics[-1]
         aer = ", ".join(f"{split} {last['aer'][split]:.1f}" for split in SPLITS)
         where = f"{run.task}, {run.method}, seed {run.seed}, in {run.directory}"
-        lines.append(f"Unfinished, in the curves only: {where}: step {last['global_step']:,} of {run.steps:,}, AER {aer}")
+        progress = f"step {last['global_step']:,} of {run.steps:,}, AER {aer}"
+        lines.append(f"Unfinished, in the curves only: {where}: {progress}")
     unknown = sum(run.diverged is None for run in runs)
     if unknown:
-        lines.append(f"{unknown} of {len(runs)} runs do not say whether simulations diverged: they are from before that.")
+        lines.append(f"{unknown} of {len(runs)} runs do not say whether simulations diverged (they are older).")
     lines += problems
     if lines:
         page.text("Notes", "".join(f"- {line}\n" for line in lines).replace(f"{ROOT}/", "").replace("*", "\\*"))

@@ -1,13 +1,12 @@
 """What trained agents have understood: embeddings, and what happens when the actuators change inside an episode.
 
-    python tools/report_agents.py runs/<dir> ...    loads their agents: report/agents.md
+python tools/report_agents.py runs/<dir> ...    loads their agents: report/agents.md
 """
 
 import argparse
 import copy
-import functools
-import json
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,12 +19,12 @@ from sklearn.manifold import TSNE
 from sklearn.metrics.pairwise import cosine_similarity
 
 import aib_envs
+import aib_run
 from report import (
     Page,
     csv_text,
     fail,
     legend,
-    load_script,
     modes,
     panels,
     plt,
@@ -38,19 +37,6 @@ from report import (
 )
 
 # --------------------------------------------------- Trained agents --------------------------------------------------
-
-
-def load_agent(directory):
-    """(agent, args, make_envs) of a finished run; `make_envs(contexts)` makes the environments that it acts in. Raises
-    many kinds of errors if `directory` is not that of a finished run."""
-    config = json.loads((directory / "config.json").read_text())
-    module = load_script(config["script"])
-    args = module.Args(**config["args"])
-    make_envs = functools.partial(module.make_envs, args)
-    envs = make_envs(aib_envs.context_set(args.env_id, "train")[:1])
-    agent = module.make_agent(args, envs)
-    agent.load_state_dict(torch.load(directory / "agent.pt", map_location="cpu", weights_only=True))
-    return agent, args, make_envs
 
 
 @dataclass
@@ -81,9 +67,9 @@ class Trained:
 def load(directory):
     """The `Trained` agent of a run's directory."""
     run = read_run(directory, [])
-    agent, _, make_envs = load_agent(directory)
+    agent, args, make_envs = aib_run.load_agent(directory)
     name = f"{run.method} (seed {run.seed}, {run.steps:,} steps)"
-    return Trained(name, run.method, run.task, agent, run.steps, make_envs, mode_rewards(run))
+    return Trained(name, run.method, run.task, agent, run.steps, partial(make_envs, args), mode_rewards(run))
 
 
 def mode_rewards(run):
@@ -145,10 +131,15 @@ def roll_out(trained, contexts, rollout=0, switch=None, foreign=None):
 def invert(env, key, obs):
     """Gives a binary dimension of an environment's context its other value, and tells those who see the context: in the
     observation [obs_dim] and in those to come."""
-    dimension = next(d for d in aib_envs.get_task(env.env_id).dimensions if d.key == key)
-    env.context[key] = sum(dimension.values) - env.context[key]
+    if hasattr(env, "flip"):
+        env.flip()
+    else:  # MERGE: an aib_envs.py without `flip`; this branch, and the argument `key`, then go
+        dimension = modes(env.env_id)
+        env.context[key] = sum(dimension.values) - env.context[key]
+        if len(env._suffix):
+            scaled = env.spec.kwargs["observe_context"] == "scaled"
+            env._suffix = aib_envs.context_vector(env.env_id, env.context, scaled)
     if len(env._suffix):
-        env._suffix = aib_envs.context_vector(env.env_id, env.context, env.spec.kwargs["observe_context"] == "scaled")
         obs[-len(env._suffix) :] = env._suffix
 
 
@@ -482,7 +473,7 @@ def report(directories, out):
     for directory in dict.fromkeys(directories):
         try:
             agents.append((directory, load(directory)))
-        except Exception as error:  # torch's are of many kinds
+        except (Exception, SystemExit) as error:  # torch's are of many kinds; aib_run ends programs
             problems.append(f"{directory}: cannot be used ({type(error).__name__}: {str(error).partition(chr(10))[0]})")
     tell(problems)
     if not agents:

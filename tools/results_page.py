@@ -39,8 +39,8 @@ def listed(words):
 
 
 class Values:
-    """What the placeholders of results/text.md stand for. Each method is one: {name argument, argument, ...}. Numbers of
-    a task are of the length for which most methods have runs."""
+    """What the placeholders of results/text.md stand for. Each method is one: {name argument, argument, ...}. Numbers
+    of a task are of the length for which most methods have runs."""
 
     def __init__(self, runs, relatives=()):
         self.all = runs
@@ -165,7 +165,7 @@ class Values:
 
 
 def fill(text, values):
-    """`text` with its placeholders filled. Raises LookupError, with the placeholder, for one that stands for nothing."""
+    """`text` with its placeholders filled. Raises LookupError, which names it, for one that stands for nothing."""
 
     def replace(match):
         name, _, arguments = match[1].partition(" ")
@@ -179,7 +179,7 @@ def fill(text, values):
 
 
 def check(text, problems):
-    """`text` without its comments <!-- check: 3 < 4.5 < 7 and 8 -->, each of which keeps the words around it honest: all
+    """`text` without its comments <!-- check: 3 < 4.5 < 7 and 8 -->, which keep the words around them honest: all
     numbers left of a < must be below all right of it. (= compares words.) One that is no longer true is named."""
 
     def judge(match):
@@ -211,20 +211,21 @@ def roll_out(runs, directories):
     adaptation.json, and results/paths.json."""
     import report_agents  # needs PyTorch
 
-    agents = {path.name: path for path in report.find_runs(directories, []) if (path / "agent.pt").exists()}
+    found = [path for path in report.find_runs(directories, []) if (path / "agent.pt").exists()]
+    agents = {json.loads((path / "config.json").read_text())["run"]: path for path in found}
     rounded = lambda part: {kind: np.round(x, 3).tolist() for kind, x in part.items()}
     for run in runs:
         known = adaptation_of(run)
-        if not report.modes(run.task) or run.directory.name not in agents or known:
+        if not report.modes(run.task) or run.name not in agents or known:
             continue
-        print(f"{run.directory.name}: rolls out its agent", file=sys.stderr)
-        trained = report_agents.load(agents[run.directory.name])
+        print(f"{run.name}: rolls out its agent", file=sys.stderr)
+        trained = report_agents.load(agents[run.name])
         rewards, moved = report_agents.adaptation(trained)
         rewards.pop("modes")
         found = {"steps": run.steps, "rewards": rounded(rewards), "moved": rounded(moved)}
         report.write(run.directory / "adaptation.json", json.dumps(found) + "\n")
     shown = [median_run([run for run in report.main_runs(runs, "DI") if run.method == method]) for method in SHOWN]
-    names = [run.directory.name for run in shown if run]
+    names = [run.name for run in shown if run]
     path = RESULTS / "paths.json"
     if path.exists() and json.loads(path.read_text())["runs"] == names:
         return

@@ -13,7 +13,7 @@ GRID = 10_000  # steps between 0 and 1, in which the test over several tasks cou
 
 
 def iqm(values, axis=-1):
-    """Interquartile mean: the mean of the middle half (Agarwal et al. 2021). Of three values or fewer it is the mean."""
+    """Interquartile mean: the mean of the middle half (Agarwal et al. 2021); of three values or fewer, their mean."""
     return scipy.stats.trim_mean(values, 0.25, axis=axis)
 
 
@@ -77,8 +77,8 @@ def deals(x, y):
 
 def p_value(pairs):
     """One-sided exact p-value that the first method is better: in what share of all ways to deal out each task's values
-    to the two methods `improvement`, averaged over tasks, is as high as found. `pairs`: (x [n], y [m]) of each task. For
-    one task this is Mann and Whitney's test."""
+    to the two methods `improvement`, averaged over tasks, is as high as found. `pairs`: (x [n], y [m]) of each task.
+    For one task this is Mann and Whitney's test."""
     shares = np.ones(1)
     for x, y in pairs:
         shares = scipy.signal.fftconvolve(shares, deals(x, y))
@@ -104,10 +104,10 @@ def holm(p_values):
 
 
 def verdicts(questions):
-    """Is the first method better? A dict for each of `questions` (`pairs` each), which are asked together: `chance`, the
-    probability of improvement averaged over tasks; `p`, one-sided; `asked`, how many of the questions could be decided
-    with so many seeds at all; `holm`, p corrected for that number; `verdict`, "holds", "does not hold" (the opposite
-    does), "undecided" or "too few seeds"."""
+    """Is the first method better? A dict for each of `questions` (`pairs` each), which are asked together: `chance`,
+    the probability of improvement averaged over tasks; `p`, one-sided; `asked`, how many of the questions could be
+    decided with so many seeds at all; `holm`, p corrected for that number; `verdict`, "holds", "does not hold" (the
+    opposite does), "undecided" or "too few seeds"."""
     forward = [p_value(pairs) for pairs in questions]
     backward = [p_value([(y, x) for x, y in pairs]) for pairs in questions]
     asked = [i for i, pairs in enumerate(questions) if smallest_p(pairs) <= LEVEL]
