@@ -17,7 +17,6 @@ from lxml import etree
 
 import aib_envs
 
-IDS = [name for name, task in aib_envs.TASKS.items() if "SpeedEnv" not in task.physics]  # without aib_speed.py's
 SUITE = {
     "Cartpole": ("cartpole", "balance"),
     "Cheetah": ("cheetah", "run"),
@@ -28,39 +27,6 @@ SUITE = {
     "Walker": ("walker", "walk"),
 }
 GYM = {"WalkerGym": "Walker2d-v5", "HopperGym": "Hopper-v5"}
-
-
-def make(env_id, context=None, **kwargs):
-    return gym.make(f"AIB/{env_id}-v0", context=context, **kwargs).unwrapped
-
-
-def actions_for(env, count, seed=0):
-    return np.random.default_rng(seed).uniform(-1, 1, (count, *env.action_space.shape)).astype(np.float32)
-
-
-def rollout(env, actions, seed=7):
-    """Observations and rewards of a whole action sequence."""
-    obs, _ = env.reset(seed=seed)
-    steps = [env.step(action)[:2] for action in actions]
-    return np.stack([obs, *(o for o, _ in steps)]), np.array([r for _, r in steps])
-
-
-# ------------------------------------------------------- gymnasium ----------------------------------------------------
-
-
-@pytest.mark.parametrize("env_id", IDS)
-@pytest.mark.filterwarnings("ignore::UserWarning")
-def test_gymnasium_checker(env_id):
-    check_env(make(env_id, aib_envs.context_set(env_id, "eval-out")[3]), skip_render_check=True)
-
-
-@pytest.mark.parametrize("env_id", ["DI", "ODE"])
-def test_time_limit_truncates_and_nothing_terminates(env_id):
-    env = gym.make(f"AIB/{env_id}-v0")
-    env.reset(seed=0)
-    ends = [env.step(env.action_space.sample())[2:4] for _ in range(aib_envs.TASKS[env_id].steps)]
-    assert not any(terminated for terminated, _ in ends)
-    assert [truncated for _, truncated in ends].index(True) == aib_envs.TASKS[env_id].steps - 1
 
 
 # The table of the paper, written down once more: obs/act, steps, K, overlap, training steps, upper return, and per
@@ -94,6 +60,46 @@ TABLE = {
     "WalkerGym": (17, 6, 1000, 128, True, 500_000, 5000, GRAVITY, STRENGTH),
     "HopperGym": (11, 3, 1000, 128, True, 500_000, 4000, GRAVITY, STRENGTH),
 }
+IDS = [*TABLE, *(f"ODE-{k}" for k in range(2, 21))]  # of the paper: a reader's own are not here
+
+
+def make(env_id, context=None, **kwargs):
+    return gym.make(f"AIB/{env_id}-v0", context=context, **kwargs).unwrapped
+
+
+def actions_for(env, count, seed=0):
+    return np.random.default_rng(seed).uniform(-1, 1, (count, *env.action_space.shape)).astype(np.float32)
+
+
+def started(env_id, context=None, **kwargs):
+    env = make(env_id, context, **kwargs)
+    env.reset(seed=7)
+    return env
+
+
+def rollout(env, actions, seed=7):
+    """Observations and rewards of a whole action sequence."""
+    obs, _ = env.reset(seed=seed)
+    steps = [env.step(action)[:2] for action in actions]
+    return np.stack([obs, *(o for o, _ in steps)]), np.array([r for _, r in steps])
+
+
+# ------------------------------------------------------- gymnasium ----------------------------------------------------
+
+
+@pytest.mark.parametrize("env_id", IDS)
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_gymnasium_checker(env_id):
+    check_env(make(env_id, aib_envs.context_set(env_id, "eval-out")[3]), skip_render_check=True)
+
+
+@pytest.mark.parametrize("env_id", ["DI", "ODE"])
+def test_time_limit_truncates_and_nothing_terminates(env_id):
+    env = gym.make(f"AIB/{env_id}-v0")
+    env.reset(seed=0)
+    ends = [env.step(env.action_space.sample())[2:4] for _ in range(aib_envs.TASKS[env_id].steps)]
+    assert not any(terminated for terminated, _ in ends)
+    assert [truncated for _, truncated in ends].index(True) == aib_envs.TASKS[env_id].steps - 1
 
 
 @pytest.mark.parametrize("env_id", TABLE)
@@ -106,11 +112,7 @@ def test_task_table_is_the_papers(env_id):
     assert make(env_id).reset(seed=0)[0].shape == (task.obs_dim,)
 
 
-def test_every_task_is_compared_with_something():
-    physics = {env_id: aib_envs.TASKS[env_id].physics.split()[0] for env_id in IDS}
-    assert SUITE.keys() == {env_id for env_id in physics if physics[env_id] == "SuiteEnv"}
-    assert GYM.keys() == {env_id for env_id in physics if physics[env_id] == "GymEnv"}
-    assert TABLE.keys() | {f"ODE-{k}" for k in range(2, 21)} == set(IDS)
+def test_ode_k_has_k_coefficients():
     for k in range(1, 21):
         keys = [dimension.key for dimension in aib_envs.TASKS[f"ODE-{k}"].dimensions]
         assert keys == [f"c{i}" for i in range(k)]
@@ -212,14 +214,6 @@ def test_context_sets_are_disjoint_in_the_continuous_dimensions(env_id):
         assert not train & inside and not train & outside and not inside & outside
         assert all(a <= value <= b for value in train) and all(a < value < b for value in inside)
         assert all(outer_a <= value < a or b < value <= outer_b for value in outside)
-
-
-def test_dimensions_have_two_values_or_two_ranges():
-    """Who reports on modes and pairs of them (report_agents.py) counts on it, and on a dimension with ranges."""
-    for env_id, task in aib_envs.TASKS.items():
-        assert any(dimension.inner for dimension in task.dimensions), env_id
-        for d in task.dimensions:
-            assert len(d.values or ()) == 2 or len(d.inner) == len(d.outer) == 2, f"{env_id}: {d.key}"
 
 
 @pytest.mark.parametrize("env_id", [env_id for env_id in TABLE if env_id != "ODE-1"])
@@ -500,30 +494,34 @@ def test_observations_are_the_callers_own():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: aib_envs.get_task("Cheeta"), r"unknown task 'Cheeta' \(did you mean Cheetah\?\); allowed: DI, "),
-        (lambda: aib_envs.get_task("ODE-21"), "allowed: .*ODE-20"),
-        (lambda: aib_envs.context_set("DI", "eval"), "unknown split 'eval'.* allowed: train, eval-in, eval-out"),
-        (lambda: make("DI", {"mas": 1.0}), r"'mas' \(did you mean mass\?\); allowed: mass, inversion"),
-        (lambda: make("DI", {"gravity": 1.0}), "allowed: mass, inversion"),
-        (lambda: make("DI", {"mass": math.nan}), "mass must be a finite number"),
-        (lambda: make("DI", {"mass": -1.0}), "mass must be a finite number from 0.001 to 1000.0"),
-        (lambda: make("DI", {"mass": True}), "mass must be a finite number"),
-        (lambda: make("DI", {"mass": None}), "mass must be a finite number"),
-        (lambda: make("DI", {"mass": [1.0]}), "mass must be a finite number"),
-        (lambda: make("DI", {"mass": 10**400}), "mass must be a finite number"),
-        (lambda: make("ODE", {"c0": 10**400}), "c0 must be a finite number"),
-        (lambda: make("DI", [1.0]), "context must be a dict with keys from mass, inversion"),
-        (lambda: make("DI", 0), "context must be a dict"),
-        (lambda: make("BallInCup", {"distance": 1.0}), "distance must be a finite number from 0.01 to 0.9"),
-        (lambda: aib_envs.get_task(["DI"]), "unknown task"),
-        (lambda: make("DI", {"mass": "heavy"}), "mass must be a finite number"),
-        (lambda: make("DI", {"inversion": 0}), "inversion must be -1 or 1"),
-        (lambda: make("DI-Perm", {"permutation": 2}), "permutation must be 0 or 1"),
-        (lambda: make("Cheetah", {"length": 0.0}), "length must be"),
-        (lambda: make("Walker", {"gravity": -9.81}), "gravity must be a finite number from 0 to"),
-        (lambda: make("Walker", {"actuator_strength": math.inf}), "actuator_strength must be a finite number"),
-        (lambda: make("DI", observe_context="yes"), "allowed: raw, scaled"),
-        (lambda: make("DI").step(np.zeros(3)), r"shape \(2,\)"),
+        (lambda: aib_envs.get_task("Cheeta"), "'Cheeta'.*Cheetah.*DI, "),
+        (lambda: aib_envs.get_task("ODE-21"), "'ODE-21'.*ODE-20"),
+        (lambda: aib_envs.get_task(["DI"]), "DI"),
+        (lambda: aib_envs.context_set("DI", "eval"), "'eval'.*train, eval-in, eval-out"),
+        (lambda: make("DI", {"mas": 1.0}), "'mas'.*mass, inversion"),
+        (lambda: make("DI", {"gravity": 1.0}), "'gravity'.*mass, inversion"),
+        (lambda: make("DI", {"mass": math.nan}), "mass.*nan"),
+        (lambda: make("DI", {"mass": -1.0}), "mass.*0.001.*1000.*-1"),
+        (lambda: make("DI", {"mass": True}), "mass.*True"),
+        (lambda: make("DI", {"mass": None}), "mass.*None"),
+        (lambda: make("DI", {"mass": [1.0]}), "mass"),
+        (lambda: make("DI", {"mass": "heavy"}), "mass.*heavy"),
+        (lambda: make("DI", {"mass": 10**400}), "mass"),
+        (lambda: make("ODE", {"c0": 10**400}), "c0"),
+        (lambda: make("DI", [1.0]), "mass, inversion"),
+        (lambda: make("DI", 0), "mass, inversion"),
+        (lambda: make("DI", {"inversion": 0}), "inversion.*-1 or 1"),
+        (lambda: make("DI-Perm", {"permutation": 2}), "permutation.*0 or 1"),
+        (lambda: make("BallInCup", {"distance": 1.0}), "distance.*0.01.*0.9"),
+        (lambda: make("Cheetah", {"length": 0.0}), "length"),
+        (lambda: make("Walker", {"gravity": -9.81}), "gravity.* 0 "),
+        (lambda: make("Walker", {"actuator_strength": math.inf}), "actuator_strength.*inf"),
+        (lambda: make("DI", observe_context="yes"), "'yes'.*raw, scaled"),
+        (lambda: aib_envs.DoubleIntegrator("DI", render_mode="human"), "'human'.*rgb_array"),
+        (lambda: make("DI").reset(options={"context": {"mass": 1.0}}), "options.*context"),
+        (lambda: make("Cheetah").reset(options={"seed": 1}), "options.*seed"),
+        (lambda: started("DI").step(np.zeros(3)), r"\(2,\).*\(3,\)"),
+        (lambda: started("Walker").flip(), "Walker"),
     ],
 )
 def test_bad_input_gets_one_clear_line(call, message):
@@ -587,7 +585,7 @@ def test_history_window_is_strictly_past():
             history.add(obs, actions, rewards, next_obs, infos["diverged"])
             log.append((obs, actions, next_obs - obs))
             obs = next_obs
-        assert history.lengths.tolist() == [steps] * 3 and np.array_equal(history.obs[:, -1], obs)
+        assert history.lengths.tolist() == [steps] * 3 and np.array_equal(history.next_obs[:, -1], obs)
     positions = np.array([[3, 0], [1, 2], [2, 2]])  # each environment its own
     for part, column in zip(history.window(positions), zip(*log[-k:], strict=True), strict=True):
         assert all(np.array_equal(part[i, j], column[positions[i, j]][i]) for i in range(3) for j in range(2))
@@ -603,7 +601,7 @@ def test_evaluation_protocol():
     contexts = [c for split in aib_envs.SPLITS for c in aib_envs.context_set("DI", split)]
     assert [env.unwrapped.context for env in envs.envs] == contexts
     assert envs.metadata["autoreset_mode"] == gym.vector.AutoresetMode.DISABLED
-    with_window = aib_envs.evaluate(envs, policy, 24, 2)
+    with_window, diverged = aib_envs.evaluate(envs, policy, 24, 2)
     warm_up = [obs for t, obs in calls if t == -24]
     starts = [obs for t, obs in calls if t == 0]
     assert [t for t, _ in calls] == [*range(-24, 100)] * 2 and len(starts) == 2
@@ -611,10 +609,11 @@ def test_evaluation_protocol():
     assert not any(np.array_equal(a, b) for a, b in itertools.product(warm_up, starts))  # the warm-up has its own
     assert len(np.unique(starts[0][:, 0])) == 60  # contexts and sets differ
     calls.clear()
-    without = aib_envs.evaluate(envs, policy, 0, 2)
+    without, _ = aib_envs.evaluate(envs, policy, 0, 2)
     assert all(np.array_equal(a, b) for a, b in zip(starts, [obs for t, obs in calls if t == 0], strict=True))
     for returns in (with_window, without):
-        assert returns.shape == (60, 2)
+        assert returns.shape == (60, 2) and returns.dtype == np.float64
+    assert diverged.shape == (60, 2) and diverged.dtype == bool and not diverged.any()
 
 
 def test_returns_by_split():
@@ -626,7 +625,7 @@ def test_returns_by_split():
 
 def test_evaluation_in_one_context():
     envs = aib_envs.make_vec("ODE-1", [{"c0": 0.0}])  # where x' = x: each step of an episode earns the same
-    returns = aib_envs.evaluate(envs, lambda obs, history: np.ones((1, 2), np.float32), 24, 3)
+    returns, _ = aib_envs.evaluate(envs, lambda obs, history: np.ones((1, 2), np.float32), 24, 3)
     levels = [(0.05, 1.0), (0.1, 1 / 2), (0.2, 1 / 3), (0.5, 1 / 4), (2.0, 0.05)]
     for rollout in range(3):
         x = envs.reset(seed=aib_envs.reset_seeds(1, 1, rollout, 0))[0][0, 0]
@@ -641,7 +640,7 @@ def test_evaluation_counts_the_rewards_of_the_episode_only():
         a = np.clip(-obs[:, 0] / (0.01 * c), -1, 1) * (history.t >= 0)
         return np.stack([a, np.zeros(60)], 1).astype(np.float32)
 
-    returns = aib_envs.evaluate(envs, policy, 24, 1)[:, 0]
+    returns = aib_envs.evaluate(envs, policy, 24, 1)[0][:, 0]
     assert returns.max() <= 200 and returns.max() > 150  # 224 steps would show as more than 200
     slow = np.abs([env.unwrapped.context["c0"] for env in envs.envs]) > 4
     assert returns[slow].min() > 100
