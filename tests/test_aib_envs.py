@@ -4,7 +4,13 @@ import copy
 import itertools
 import logging
 import math
+import os
 import pickle
+import subprocess
+import sys
+import textwrap
+from dataclasses import replace
+from pathlib import Path
 
 import gymnasium as gym
 import mujoco
@@ -161,6 +167,59 @@ def test_resets_without_a_seed_go_on_as_the_suites(env_id):
     one, other = make(env_id).reset()[0], make(env_id).reset()[0]
     assert not np.array_equal(one, other)  # never seeded
     assert np.array_equal(env.reset(seed=2**40)[0], make(env_id).reset(seed=2**40)[0])  # any seed of gymnasium's
+
+
+@pytest.mark.parametrize("env_id", ["DI", "ODE", "Cartpole", "HopperGym"])
+def test_actions_are_clipped_in_every_task(env_id):
+    env = make(env_id, aib_envs.context_set(env_id, "train")[1])
+    wild = 3 * actions_for(env, 30)
+    assert np.abs(wild).max() > 2
+    for seen, expected in zip(rollout(env, wild), rollout(env, np.clip(wild, -1, 1)), strict=True):
+        assert np.array_equal(seen, expected)
+
+
+@pytest.mark.parametrize("env_id", ["DI", "ODE", "Cheetah", "HopperGym"])
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_an_environment_and_its_copies_begin_with_a_reset(env_id, wrapped):
+    env = gym.make(f"AIB/{env_id}-v0", render_mode="rgb_array")
+    env = env if wrapped else env.unwrapped
+    action = np.zeros(env.action_space.shape, np.float32)
+    with pytest.raises(gym.error.ResetNeeded):
+        env.step(action)
+    with pytest.raises(gym.error.ResetNeeded):
+        env.render()
+    expected, _ = env.reset(seed=3)
+    env.step(action)
+    for other in (copy.deepcopy(env), pickle.loads(pickle.dumps(env)), copy.copy(env.unwrapped)):
+        with pytest.raises(gym.error.ResetNeeded) as error:
+            other.step(action)
+        assert "\n" not in str(error.value)
+        assert np.array_equal(other.reset(seed=3)[0], expected)
+    env.step(action)  # the original goes on
+
+
+@pytest.mark.parametrize("env_id", ["DI", "Cheetah", "Reacher-H-Perm"])
+def test_flip_in_the_middle_of_an_episode(env_id):
+    key = aib_envs.get_task(env_id).dimensions[1].key
+    env, twin = started(env_id, observe_context="raw"), started(env_id)
+    before = env.context[key]
+    for t, action in enumerate(actions_for(env, 40)):
+        mirrored = action
+        if t >= 20:  # what the twin, which is never flipped, has to do to move in the same way
+            mirrored = action[::-1] if key == "permutation" else -action
+        if t == 20:
+            env.flip()
+            assert env.context[key] != before and env.context[key] in aib_envs.get_task(env_id).dimensions[1].values
+        obs, reward, *_ = env.step(action)
+        twin_obs, twin_reward, *_ = twin.step(mirrored)
+        assert np.array_equal(obs[:-2], twin_obs) and reward == twin_reward
+        assert obs[-1] == env.context[key]
+    env.flip()
+    assert env.context[key] == before
+    env.flip()
+    assert copy.deepcopy(env).context[key] == before  # as it was made
+    obs, _ = env.reset()
+    assert env.context[key] == before == obs[-1]
 
 
 @pytest.mark.parametrize("env_id", ["DI", "Cheetah", "HopperGym"])
@@ -542,6 +601,82 @@ def test_the_whole_range_of_a_context_can_be_reset():
         assert np.isfinite(make("BallInCup", {"distance": distance}).reset(seed=0)[0]).all()
 
 
+# ---------------------------------------------------- a row of one's own ---------------------------------------------
+
+
+def add_task(monkeypatch, like, **changes):
+    """Adds the row "Mine", which is that of `like` with `changes`."""
+    monkeypatch.setitem(aib_envs.TASKS, "Mine", replace(aib_envs.TASKS[like], **changes))
+    spec = gym.envs.registration.EnvSpec(
+        "AIB/Mine-v0", gym.registry[f"AIB/{like}-v0"].entry_point, kwargs={"env_id": "Mine"}
+    )
+    monkeypatch.setitem(gym.registry, "AIB/Mine-v0", spec)
+
+
+@pytest.mark.parametrize("env_id", ["DI", "ODE-3", "Cheetah", "HopperGym"])
+@pytest.mark.parametrize("field", ["obs_dim", "act_dim"])
+def test_a_row_with_wrong_sizes_is_named_with_the_right_ones(env_id, field, monkeypatch):
+    task = aib_envs.TASKS[env_id]
+    add_task(monkeypatch, env_id, **{field: getattr(task, field) + 1})
+    with pytest.raises(ValueError, match=f"Mine.*{task.obs_dim} and {task.act_dim}$"):
+        aib_envs.make_vec("Mine", [{}])
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        lambda: replace(aib_envs.TASKS["DI"], dimensions=(aib_envs.INVERSION,)),
+        lambda: replace(aib_envs.TASKS["DI"], dimensions=(aib_envs.INVERSION, aib_envs.PERMUTATION)),
+        lambda: replace(aib_envs.TASKS["DI"], dimensions=()),
+        lambda: replace(aib_envs.TASKS["DI"], dimensions=(aib_envs.LENGTH, aib_envs.POLE)),
+        lambda: aib_envs.Dimension("mode", 0, values=(0, 1, 2)),
+        lambda: aib_envs.Dimension("mode", 0, values=(0,)),
+        lambda: aib_envs.Dimension("mode", 0),
+        lambda: aib_envs.Dimension("mass", 1.0, (0.5, 1.5)),
+        lambda: aib_envs.Dimension("mass", 1.0, (0.5, 1.5), (0.1, 2.0), values=(0, 1)),
+        lambda: aib_envs.Dimension("mass", 1.0, (0.1, 2.0), (0.5, 1.5)),
+    ],
+)
+def test_a_row_without_20_contexts_is_refused(row):
+    with pytest.raises(ValueError, match=r"mode|mass|length|DoubleIntegrator") as error:
+        row()
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("key", ["LENGTH", "DISTANCE"])
+@pytest.mark.parametrize("env_id", ["BallInCup", "Reacher-E", "HopperGym"])
+def test_a_dimension_without_effect_is_refused(env_id, key, monkeypatch):
+    dimension = getattr(aib_envs, key)
+    add_task(monkeypatch, env_id, dimensions=(dimension,))
+    if (env_id, key) in [("BallInCup", "DISTANCE"), ("Reacher-E", "LENGTH")]:
+        make("Mine")
+        return
+    with pytest.raises(ValueError, match=dimension.key):
+        make("Mine")
+
+
+def test_a_row_with_three_dimensions(monkeypatch):
+    dimensions = (aib_envs.MASS, aib_envs.INVERSION, aib_envs.PERMUTATION)
+    add_task(monkeypatch, "DI", dimensions=dimensions)
+    for split in aib_envs.SPLITS:
+        contexts = aib_envs.context_set("Mine", split)
+        assert len({tuple(context.values()) for context in contexts}) == 20
+        assert contexts == aib_envs.context_set("Mine", split)
+    env = make("Mine", {"inversion": -1})
+    env.reset(seed=0)
+    env.flip()
+    assert env.context == {"mass": 1.0, "inversion": 1, "permutation": 1}
+
+
+def test_ode_with_inversion(monkeypatch):
+    add_task(monkeypatch, "ODE-1", dimensions=(*aib_envs.COEFFICIENTS[:1], aib_envs.INVERSION))
+    env = make("Mine", {"c0": 2.0, "inversion": -1})
+    env.reset(seed=0)
+    env.state[:] = 0.5
+    env.step(np.array([1.0, 0.0]))
+    np.testing.assert_allclose(env.state, 0.48)
+
+
 # -------------------------------------------------------- true context ------------------------------------------------
 
 
@@ -616,6 +751,46 @@ def test_evaluation_protocol():
     assert diverged.shape == (60, 2) and diverged.dtype == bool and not diverged.any()
 
 
+def test_evaluation_tells_which_simulations_diverged(monkeypatch, caplog):
+    envs = aib_envs.make_vec("DI", aib_envs.context_set("DI", "train")[:4])
+
+    def policy(obs, history):
+        nonlocal calls
+        calls += 1
+        when = {1: -3, 2: 0, 3: 99}  # in the warm-up, at the first step, at the last one
+        for i, t in when.items():
+            if t == history.t and calls <= 124:  # of the first rollout only
+                envs.envs[i].unwrapped.state[:] = np.nan
+        return np.zeros((4, 2), np.float32)
+
+    calls = 0
+    returns, diverged = aib_envs.evaluate(envs, policy, 24, 2)
+    assert diverged.T.tolist() == [[False, True, True, True], [False] * 4]
+    assert np.isfinite(returns).all() and len(caplog.records) == 3
+
+
+def test_evaluation_when_nothing_can_even_start(monkeypatch):
+    def fails(self, seed):
+        raise ArithmeticError("no start")
+
+    monkeypatch.setattr(aib_envs.DoubleIntegrator, "_reset", fails)
+    envs = aib_envs.make_vec("DI", aib_envs.eval_contexts("DI"))
+    returns, diverged = aib_envs.evaluate(envs, lambda obs, history: np.ones((60, 2)), 24, 2)
+    assert not returns.any() and diverged.all()
+    assert all(part.all() for part in aib_envs.by_split(diverged).values())
+
+
+def test_history_stores_every_transition():
+    history = aib_envs.History(2, 3, 5, 1, 2)
+    for t in range(-3, 5):
+        obs = np.full((2, 1), t)
+        history.add(obs, np.full((2, 2), 10 * t), np.zeros(2), obs + 0.5, np.zeros(2, bool))
+    assert history.obs.shape == history.next_obs.shape == (2, 8, 1) and history.actions.shape == (2, 8, 2)
+    steps = np.arange(-3, 5)
+    assert (history.obs[..., 0] == steps).all() and (history.next_obs[..., 0] == steps + 0.5).all()
+    assert (history.actions[..., 1] == 10 * steps).all()
+
+
 def test_returns_by_split():
     returns = np.arange(120.0).reshape(60, 2)
     split = aib_envs.by_split(returns)
@@ -650,3 +825,151 @@ def test_reset_seeds_depend_on_key_and_index_only():
     seeds = aib_envs.reset_seeds(60, 1, 0, 0)
     assert seeds == aib_envs.reset_seeds(60, 1, 0, 0) and len(set(seeds)) == 60
     assert seeds[:20] == aib_envs.reset_seeds(20, 1, 0, 0) != aib_envs.reset_seeds(20, 1, 0, 1)
+
+
+# ----------------------------------------------------------- pictures -------------------------------------------------
+
+
+def test_modes():
+    assert aib_envs.modes("DI-Perm") == [{"permutation": 0}, {"permutation": 1}]
+    assert aib_envs.modes("Walker") == [{}]
+
+
+@pytest.mark.parametrize("env_id", ["DI", "ODE", "ODE-3"])
+def test_pictures_show_the_state(env_id):
+    env = started(env_id, render_mode="rgb_array")
+    env.state[:2] = (0.5, -0.5)[: len(env.state)]
+    picture = env.render()
+    assert picture.shape == (240, 320, 3) and picture.dtype == np.uint8
+    y, x = np.argwhere(picture[..., 0] == 0).mean(0)
+    assert abs(x - (159.5 + (0.5 if env_id == "DI" else 0.25) * 239 / 2.2)) < 1
+    assert abs(y - (119.5 + (0.5 if env_id == "DI" else 0) * 239 / 2.2)) < 1
+    assert started(env_id).render() is None
+
+
+# Each program runs in a process of its own: what has been imported decides what MuJoCo can draw with.
+PICTURE = """
+    import warnings
+    warnings.simplefilter("error")
+    import aib_envs, gymnasium as gym
+    gym.make("AIB/Cartpole-v0").reset()
+    env = gym.make("AIB/Cartpole-v0", render_mode="rgb_array")
+    env.reset(seed=0)
+    for _ in range(3):
+        try:
+            picture = env.render()
+            print(picture.shape, picture.std() > 5)
+        except OSError as error:
+            print("one line:", error)
+"""
+ONE_LINE = ["one line:"] * 3
+SHOWN = ["(240, 320, 3) True"] * 3
+
+
+def without(*names):
+    """The beginning of a program that finds no shared library with these names."""
+    return f"""
+    import ctypes, ctypes.util
+    find, load = ctypes.util.find_library, ctypes.CDLL.__init__
+    def refuse(self, name, *args, **kwargs):
+        if any(missing in str(name) for missing in {names}):
+            raise OSError(name)
+        load(self, name, *args, **kwargs)
+    ctypes.util.find_library = lambda name: None if name in {names} else find(name)
+    ctypes.CDLL.__init__ = refuse
+    """
+
+
+def in_a_process(*parts, **environment):
+    """The lines that a program prints. There is no display."""
+    kept = {k: v for k, v in os.environ.items() if k not in ("MUJOCO_GL", "PYOPENGL_PLATFORM")}
+    nowhere = {"DISPLAY": "", "WAYLAND_DISPLAY": "", "XDG_SESSION_TYPE": ""}
+    code = "".join(textwrap.dedent(part) for part in parts)
+    process = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=Path(aib_envs.__file__).parent,
+        env=kept | nowhere | environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert process.returncode == 0, process.stderr
+    return process.stdout.splitlines(), process.stderr
+
+
+def beginnings(lines):
+    return [line[: len(expected)] for line, expected in zip(lines, ONE_LINE, strict=True)]
+
+
+@pytest.mark.parametrize("env_id", [env_id for env_id in TABLE if not env_id.startswith(("DI", "ODE"))])
+def test_mujocos_pictures(env_id):
+    env = started(env_id, render_mode="rgb_array")
+    try:
+        first = env.render()
+    except OSError as error:
+        pytest.skip(str(error))
+    for _ in range(20):
+        env.step(np.ones(env.action_space.shape, np.float32))
+    assert first.shape == (240, 320, 3) and first.std() > 5 and (first != env.render()).any()
+    env.reset(seed=7)
+    env.close()  # closes the renderer, and the next picture makes another one
+    assert np.array_equal(env.render(), first)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere MuJoCo itself knows what to draw with")
+@pytest.mark.parametrize("before", ["", "import mujoco", "import dm_control.suite", "import gymnasium.envs.mujoco"])
+def test_pictures_whatever_was_made_before(before):
+    lines, _ = in_a_process(before, PICTURE)
+    if beginnings(lines) == ONE_LINE:
+        pytest.skip(lines[0])
+    assert lines == SHOWN
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere MuJoCo itself knows what to draw with")
+@pytest.mark.parametrize(
+    ("gone", "backend"),
+    [
+        (("EGL", "OSMesa"), None),
+        (("EGL", "OSMesa"), "egl"),
+        (("EGL", "OSMesa"), "osmesa"),
+        ((), "glfw"),
+        ((), "disable"),
+        ((), "nonsense"),
+    ],
+)
+def test_without_opengl_there_is_one_line_and_training_goes_on(gone, backend):
+    environment = {"MUJOCO_GL": backend} if backend else {}
+    lines, stderr = in_a_process(without(*gone), PICTURE, **environment)
+    assert beginnings(lines) == ONE_LINE and not stderr
+    assert all("MUJOCO_GL" in line for line in lines)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere MuJoCo itself knows what to draw with")
+def test_osmesa_where_there_is_no_egl():
+    lines, _ = in_a_process(without("EGL"), PICTURE)
+    if beginnings(lines) == ONE_LINE:
+        pytest.skip(lines[0])
+    assert lines == SHOWN
+
+
+def test_training_starts_no_opengl():
+    program = """
+        import warnings
+        warnings.simplefilter("error")
+        import os, sys
+        import aib_envs
+        assert not any(name.split(".")[0] in ("mujoco", "dm_control") for name in sys.modules)
+        for env_id in ("Cartpole", "HopperGym"):
+            envs = aib_envs.make_vec(env_id, [{}], render_mode="rgb_array")
+            envs.reset(seed=0)
+            envs.step(envs.action_space.sample())
+        assert not any(name.split(".")[0] == "OpenGL" for name in sys.modules)
+        assert "MUJOCO_GL" not in os.environ
+        if sys.platform == "linux":
+            with open("/proc/self/maps") as maps:
+                loaded = maps.read()
+            assert not any(name in loaded for name in ("libEGL", "libOSMesa", "libGL.", "libX11"))
+        import mujoco
+        mujoco.GLContext  # one's own mujoco.Renderer can still be made
+    """
+    assert in_a_process(program) == ([], "")
