@@ -664,9 +664,9 @@ class History:
     """The running episode of n environments in lockstep: K warm-up steps, then T steps.
 
     t: the current step, from -K (start of the warm-up) and 0 (start of the episode) on. Step t
-    stands at index K + t of obs [n, K + T, obs_dim], actions [n, K + T, act_dim] and next_obs [n,
-    K + T, obs_dim], and at index t of rewards [n, T]. lengths [n]: steps before the simulation
-    diverged, if it did.
+    stands at index K + t of obs [n, K + T, obs_dim], actions [n, K + T, act_dim], next_obs [n,
+    K + T, obs_dim] and all_rewards [n, K + T]; rewards [n, T] are those of the episode alone.
+    lengths [n]: steps before the simulation diverged, if it did.
     """
 
     def __init__(self, num_envs, window, steps, obs_dim, act_dim):
@@ -674,7 +674,8 @@ class History:
         self.obs = np.zeros((num_envs, window + steps, obs_dim), np.float32)
         self.actions = np.zeros((num_envs, window + steps, act_dim), np.float32)
         self.next_obs = np.zeros((num_envs, window + steps, obs_dim), np.float32)
-        self.rewards = np.zeros((num_envs, steps), np.float32)
+        self.all_rewards = np.zeros((num_envs, window + steps), np.float32)
+        self.rewards = self.all_rewards[:, window:]  # a view
         self.lengths = np.zeros(num_envs, np.int64)
         self.begin()
 
@@ -690,20 +691,23 @@ class History:
         self.obs[:, index] = obs
         self.actions[:, index] = actions
         self.next_obs[:, index] = next_obs
+        self.all_rewards[:, index] = rewards
         if self.t >= 0:
-            self.rewards[:, self.t] = rewards
             self.lengths += ~diverged
         self.t += 1
 
-    def window(self, positions):
+    def window(self, positions, with_rewards=False):
         """Past transitions at `positions` [n or 1, m] of the window: 0 is the oldest, K - 1 the
-        one just before `t`. Returns obs, actions and deltas (next_obs - obs), each [n, m, dim];
-        zeros for what lies before the warm-up."""
+        one just before `t`. Returns obs, actions, deltas (next_obs - obs) and, if asked for,
+        rewards, each [n, m, dim]; zeros for what lies before the warm-up."""
         index = self.t + positions  # of step t - K + positions
         known = (index >= 0)[..., None]
         past = np.arange(len(self.obs))[:, None], np.maximum(index, 0)
         obs = self.obs[past]
-        return obs * known, self.actions[past] * known, (self.next_obs[past] - obs) * known
+        parts = [obs, self.actions[past], self.next_obs[past] - obs]
+        if with_rewards:
+            parts.append(self.all_rewards[past][..., None])
+        return tuple(part * known for part in parts)
 
 
 def eval_contexts(env_id):

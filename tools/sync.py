@@ -28,7 +28,11 @@ GROUPS = {
     "ReplayBuffer": (["dr_sac.py", "da_sac.py"], "without an encoder there is no window"),
     "make_envs": (["dr_sac.py"], "whether the true context is seen is a flag"),
 }
-ALONE = {("make_envs", "da_sac.py"): "it always sees the true context"}
+ALONE = {
+    ("make_envs", "da_sac.py"): "it always sees the true context",
+    ("Encoder", "rsac.py"): "it sees rewards, too",
+    ("ReplayBuffer", "rsac.py"): "its window has rewards, too",
+}
 
 
 def scripts():
