@@ -376,6 +376,49 @@ def test_shadow_gradient_is_the_mean_norm_of_the_samples_own_gradients(script):
     assert all(x.grad is None for x in agent.encoder.parameters())  # computed, never applied
 
 
+@pytest.mark.parametrize(
+    ("script", "flags"), [(dma_sac, {}), (dma_sac, {"kl_beta": 0.4}), (dmah_sac, {}), (dmash_sac, {})]
+)
+def test_what_diagnose_says_depends_on_nothing_called_before_and_changes_nothing(script, flags):
+    agent, buffer = make(script, policy_lr=0.0, q_lr=0.0, dynamics_lr=0.0, tau=0.0, **flags)
+    batch = buffer.sample(16)
+    history = aib_envs.History(3, agent.window_size, 100, 4, 2)
+    obs = np.ones((3, 4), np.float32)
+    before = [
+        lambda: agent.train(),
+        lambda: agent.eval(),
+        lambda: agent.act(obs, history, training=True),
+        lambda: agent.act(obs, history, training=False),
+        lambda: agent.update(*batch, True),
+        lambda: agent.diagnose(*batch),
+    ]
+    found = []
+    for call in before:
+        call()
+        torch.manual_seed(1)
+        found.append(agent.diagnose(*batch)["shadow_gradient"])
+    assert len(set(found)) == 1 and found[0] > 0
+
+    losses = []
+    for look in (False, True):
+        if look:
+            agent.diagnose(*batch)
+        torch.manual_seed(1)
+        losses.append(agent.update(*batch, True))
+    assert learning.same(*losses)
+
+
+@pytest.mark.parametrize("script", [dma_sac, dmah_sac, dmash_sac])
+def test_a_gradient_step_infers_z_once(script):
+    agent, buffer = make(script)
+    batch = buffer.sample(8)
+    calls = []
+    agent.encoder.register_forward_hook(lambda encoder, *_: calls.append(encoder.training))
+    agent.eval()
+    agent.update(*batch, True)
+    assert calls == [True]  # as in training, whatever was called before
+
+
 @pytest.mark.parametrize("script", [dr_sac, da_sac])
 def test_without_z_there_is_no_shadow_gradient(script):
     agent, buffer = make(script)
