@@ -10,7 +10,7 @@ import tomllib
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-HEADER = "# Versions of what lies below the pins of pyproject.toml. `python tools/lock.py` makes them anew (it needs uv).\n"
+HEADER = "# What lies below the pins of pyproject.toml. `python tools/lock.py` makes it anew (it needs uv).\n"
 CUDA = re.compile(r"(nvidia|cuda)-|triton\b")
 
 
@@ -21,10 +21,10 @@ def name(requirement):
 def compile_pins():
     """Returns the lines of constraints.txt, sorted by name."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    ours = project["dependencies"] + sum(project["optional-dependencies"].values(), [])
-    ours = [line for line in ours if name(line) not in ("labmaze", "dmash")]
+    ours = [line for line in project["dependencies"] if name(line) != "labmaze"]
+    extras = [line for lines in project["optional-dependencies"].values() for line in lines if name(line) != "dmash"]
     with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "in.txt").write_text("\n".join(ours))
+        (Path(folder) / "in.txt").write_text("\n".join(ours + extras))
         (Path(folder) / "without.txt").write_text("labmaze; python_version < '3.13'")
         command = ["uv", "pip", "compile", "--quiet", "--no-config", "--universal", "--fork-strategy=fewest"]
         command += ["--python-version=3.11", "--no-header", "--no-annotate", "--no-emit-index-url"]
