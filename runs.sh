@@ -35,8 +35,8 @@ if ! command -v "$PYTHON" >/dev/null; then
     exit 2
 fi
 
-# Where the repository is: this file may be a link to it, and Slurm runs a copy ("array").
-if [ "$1" != array ]; then
+# Where the repository is. This file may be a link to it; Slurm runs a copy of this file, and knows from GRID_HOME.
+if [ "$1" != array ] || [ -z "$GRID_HOME" ]; then
     GRID_HOME=$("$PYTHON" -c 'import os, sys; print(os.path.dirname(os.path.realpath(sys.argv[1])))' "$0") || exit 2
     export GRID_HOME
 fi

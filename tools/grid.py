@@ -250,8 +250,6 @@ def sbatch_command(settings, count, jobs_file):
 
 def submit(settings, rows):
     """Writes the list of jobs, a line each, and submits them as one array. Returns sbatch's exit code."""
-    if not shutil.which("sbatch"):
-        refuse("RUNNER=slurm needs sbatch, which is not here; log in where Slurm is, or use RUNNER=local")
     settings.make_logs()
     jobs_file = settings.logs / f"grid-{time.strftime('%Y%m%d-%H%M%S')}-{time.time_ns() % 10**9:09}.txt"
     try:
@@ -344,11 +342,14 @@ def print_plan(settings, rows):
 
 
 def main(arguments):
-    settings = Settings(os.environ)
-    if arguments[:1] == ["array"] and len(arguments) == 2:
-        return SlurmTask(settings, Path(arguments[1])).main()
-    if arguments:
+    on_slurm = len(arguments) == 2 and arguments[0] == "array" and "SLURM_ARRAY_TASK_ID" in os.environ
+    if arguments and not on_slurm:
         refuse(f"takes no arguments but --help; its settings are environment variables; got {arguments[0]!r}")
+    settings = Settings(os.environ)
+    if on_slurm:
+        return SlurmTask(settings, Path(arguments[1])).main()
+    if settings.runner == "slurm" and not settings.dry and not shutil.which("sbatch"):
+        refuse("RUNNER=slurm needs sbatch, which is not here; log in where Slurm is, or use RUNNER=local")
     if "list" in (os.environ.get("METHODS", "").strip(), os.environ.get("ENVS", "").strip()):
         return subprocess.run([settings.python, str(ROOT / "tools" / "plan.py")], check=False).returncode
 
