@@ -4,6 +4,7 @@ On this machine: JOBS processes at a time, a line for each that ends, and the re
 each task of which comes back here ("array") and runs one job.
 """
 
+import contextlib
 import json
 import os
 import re
@@ -129,6 +130,7 @@ class Local:
     def __init__(self, settings, rows):
         self.settings, self.rows = settings, rows
         self.running = []  # [(job, process)]
+        self.failures = {}  # {name of a run: why it has failed}
         self.stopped = False
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -171,7 +173,7 @@ class Local:
             else:
                 self.ended(job, 0)
 
-    def ended(self, job, code, reason=""):
+    def ended(self, job, code, reason=None):
         """Prints a line about a run that has ended, and what is left of the grid."""
         rows = plan.look([row.job for row in self.rows], plan.read_runs(self.settings.run_dir), probe=False)
         (row,) = [row for row in rows if row.job == job]
@@ -182,7 +184,8 @@ class Local:
         elif self.stopped:
             text = f"{row.name}: stopped"
         else:
-            text = f"{row.name}: failed with exit code {code}: {reason or last_line(self.settings.log_of(job))}"
+            self.failures[row.name] = reason or why(code, self.settings.log_of(job))
+            text = f"{row.name}: failed: {self.failures[row.name]}"
         done = sum(row.status == "done" for row in rows)
         say(f"{time.strftime('%H:%M')}  {text}; {done} of {len(rows)} done{self.time_left(rows)}")
 
@@ -209,6 +212,16 @@ def scores(row):
         return "AER unknown"
 
 
+def why(code, log):
+    """Why a run has ended with this exit code: a signal's name, or what it has said last."""
+    if code > 128:
+        with contextlib.suppress(ValueError):
+            name = signal.Signals(code - 128).name
+            hint = ", perhaps since memory was full" if name == "SIGKILL" else ""
+            return f"ended by {name} (exit code {code}{hint})"
+    return f"{last_line(log)} (exit code {code})"
+
+
 def last_line(log):
     """What a run has said last."""
     try:
@@ -218,7 +231,7 @@ def last_line(log):
     return next((line.strip() for line in reversed(lines) if line.strip()), "it has said nothing")
 
 
-def print_result(settings, rows, stopped):
+def print_result(settings, rows, local):
     """A line for each job. Returns the exit code."""
     say("--- result")
     for row in rows:
@@ -228,9 +241,9 @@ def print_result(settings, rows, stopped):
         elif row.status == "running":
             say(f"RUNNING {row.name}: elsewhere")
         else:
-            reason = last_line(log) if log.exists() else "not started"
-            say(f"{'STOPPED' if stopped else 'FAILED'}  {row.name}: {reason} ({log})")
-    if stopped:
+            reason = local.failures.get(row.name) or (last_line(log) if log.exists() else "not started")
+            say(f"{'STOPPED' if local.stopped else 'FAILED'}  {row.name}: {reason} ({log})")
+    if local.stopped:
         return 130
     return 0 if all(row.status == "done" for row in rows) else 1
 
@@ -342,6 +355,7 @@ def print_plan(settings, rows):
 
 
 def main(arguments):
+    sys.stdout.reconfigure(errors="backslashreplace")  # directories may have any name
     on_slurm = len(arguments) == 2 and arguments[0] == "array" and "SLURM_ARRAY_TASK_ID" in os.environ
     if arguments and not on_slurm:
         refuse(f"takes no arguments but --help; its settings are environment variables; got {arguments[0]!r}")
@@ -369,7 +383,7 @@ def main(arguments):
     settings.make_logs()
     local = Local(settings, rows)
     local.run()
-    return print_result(settings, plan.look(jobs, plan.read_runs(settings.run_dir)), local.stopped)
+    return print_result(settings, plan.look(jobs, plan.read_runs(settings.run_dir)), local)
 
 
 if __name__ == "__main__":
