@@ -726,6 +726,81 @@ def test_a_requeued_task_on_a_shared_file_system(kind, repo, node, shim):
     assert len(runs_in(repo.runs)) == len(list(repo.runs.glob("DI__*"))) == 1
 
 
+@pytest.fixture
+def slurm(tmp_path):
+    """A real Slurm of one node with two CPUs. Skips, with Slurm's reason, where it cannot start."""
+    directory, script = tmp_path / "slurm", str(ROOT / "tests" / "slurm.sh")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    env = os.environ | {"SLURM_PORT": port}
+    directory.mkdir()
+    with open(directory / "start.log", "w+") as log:  # the daemons keep it open
+        code = subprocess.run(
+            ["bash", script, str(directory), "2"], env=env, stdout=log, stderr=log, check=False
+        ).returncode
+    if code:
+        subprocess.run(["bash", script, str(directory), "stop"], check=False, capture_output=True)
+        pytest.skip((directory / "start.log").read_text().strip())
+    yield {"SLURM_CONF": str(directory / "slurm.conf")}
+    subprocess.run(["bash", script, str(directory), "stop"], check=False)
+
+
+@pytest.mark.slow
+def test_a_real_slurm_array_survives_a_requeue_a_time_limit_and_a_kill(repo, slurm):
+    settings = {"RUNNER": "slurm", "TIME": "10", "ENVS": "DI ODE", "SEEDS": "1 2", "RUN_DIR": "my runs"} | slurm
+    settings["FLAGS"] = "--seconds 0.2"
+    runs = repo.cwd / "my runs"
+
+    def submit(**more):
+        submitted = repo(**settings | more)
+        assert submitted.returncode == 0, submitted.stderr
+        return submitted.stdout.split()[-1]
+
+    def tool(*command, check=True):
+        env = os.environ | slurm
+        return subprocess.run(command, env=env, capture_output=True, text=True, check=check).stdout
+
+    def begun(name):
+        return any(run.startswith(name) and lines > 1 for run, lines in lines_of(runs).items())
+
+    def over():
+        for task in range(4):  # Slurm would wait two minutes before it starts a requeued job again
+            tool("scontrol", "update", f"JobId={job}_{task}", "StartTime=now", check=False)
+        time.sleep(1)
+        return not tool("squeue", "--noheader")
+
+    def log_of(name):
+        return (runs / "logs" / f"{name}.log").read_text()
+
+    job = submit()
+    wait_for(lambda: begun("DI__DR__1"))
+    tool("scontrol", "requeue", f"{job}_0")  # what an administrator or a pre-emption does
+    wait_for(lambda: begun("DI__DR__2"))
+    pids = tool("pgrep", "-f", "dr_sac.py --env-id DI --seed 2 ").split()
+    (pid,) = [int(pid) for pid in pids if os.readlink(f"/proc/{pid}/cwd") == str(repo.cwd)]  # and nobody else's
+    os.kill(pid, signal.SIGKILL)
+    wait_for(lambda: begun("ODE__DR__1"))
+    # What Slurm sends two minutes before the time limit. (scancel goes on trying after it has been delivered.)
+    command = ["scancel", "--batch", "--signal=USR1", f"{job}_2"]
+    warning = subprocess.Popen(command, env=os.environ | slurm, stderr=subprocess.DEVNULL)
+    wait_for(lambda: "requeued" in log_of("ODE__DR__1"))
+    warning.kill()
+    warning.wait()
+    wait_for(over)
+
+    assert len(runs_in(runs)) == len(list(runs.glob("*__*"))) == 4  # all went on in their own directories
+    assert log_of("DI__DR__1").count("begins at") == 2 and "requeued" not in log_of("DI__DR__1")
+    assert "exit code 137: requeued" in log_of("DI__DR__2")
+    assert "exit code 143: requeued" in log_of("ODE__DR__1") and log_of("ODE__DR__1").count("begins at 0") == 1
+    assert log_of("ODE__DR__2").count("begins at") == 1
+    assert "nothing to do" in repo(**settings).stdout
+
+    job = submit(ENVS="DI", SEEDS="3", FLAGS="--broken 3")
+    wait_for(over)
+    assert log_of("DI__DR__3").count("requeued") == 3  # but no more than that
+
+
 # -------------------------------------------------------- Our scripts ------------------------------------------------
 
 
@@ -760,13 +835,6 @@ def ours(cwd, **settings):
     env = os.environ | {"PYTHON": sys.executable, "FLAGS": SHORT, "STEPS": "300", "JOBS": "2", "LC_ALL": "C.UTF-8"}
     options = {"cwd": cwd, "env": env | settings, "capture_output": True, "text": True, "timeout": 900}
     return subprocess.run(["bash", str(ROOT / "runs.sh")], **options, check=False)
-
-
-def outcome(run):
-    """What a run has learned, without what depends on time and place."""
-    metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    results = json.loads((run / "results.json").read_text())
-    return [{k: v for k, v in m.items() if k != "seconds"} for m in metrics], results["returns"]
 
 
 @pytest.mark.slow
@@ -813,80 +881,3 @@ def test_ctrl_c_stops_our_grid_with_checkpoints(tmp_path):
     assert len(list((tmp_path / "runs").glob("*/checkpoint.pt"))) == 2  # and seed 3 has not begun
     text = (tmp_path / "out").read_text()
     assert text.count("STOPPED") == 3 and text.count("--resume") >= 2 and text.count("not started") == 1
-
-
-@pytest.fixture
-def slurm(tmp_path):
-    """A real Slurm of one node with two CPUs. Skips, with Slurm's reason, where it cannot start."""
-    directory, script = tmp_path / "slurm", str(ROOT / "tests" / "slurm.sh")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    env = os.environ | {"SLURM_PORT": port}
-    directory.mkdir()
-    with open(directory / "start.log", "w+") as log:  # the daemons keep it open
-        code = subprocess.run(
-            ["bash", script, str(directory), "2"], env=env, stdout=log, stderr=log, check=False
-        ).returncode
-    if code:
-        subprocess.run(["bash", script, str(directory), "stop"], check=False, capture_output=True)
-        pytest.skip((directory / "start.log").read_text().strip())
-    yield {"SLURM_CONF": str(directory / "slurm.conf")}
-    subprocess.run(["bash", script, str(directory), "stop"], check=False)
-
-
-@pytest.mark.slow
-def test_slurm_array_survives_a_requeue_a_time_limit_and_a_kill(tmp_path, slurm):
-    settings = {"ENVS": "DI", "METHODS": "DR DMAstar-SH", "SEEDS": "1 2 3", "STEPS": "1200"}
-    submitted = ours(tmp_path, RUNNER="slurm", TIME="10", **settings, **slurm)
-    assert submitted.returncode == 0, submitted.stderr
-    job = submitted.stdout.split()[-1]
-    runs, logs = tmp_path / "runs", tmp_path / "runs" / "logs"
-
-    def tool(*command, check=True):
-        env = os.environ | slurm
-        return subprocess.run(command, env=env, capture_output=True, text=True, check=check).stdout
-
-    def begun(name):
-        return any(run.startswith(name) and lines > 1 for run, lines in lines_of(runs).items())
-
-    def over():
-        for task in (0, 1, 3):  # Slurm would wait two minutes before it starts a requeued job again
-            tool("scontrol", "update", f"JobId={job}_{task}", "StartTime=now", check=False)
-        time.sleep(1)
-        return not tool("squeue", "--noheader")
-
-    wait_for(lambda: begun("DI__DR__1"))
-    tool("scontrol", "requeue", f"{job}_0")  # what an administrator or a pre-emption does
-    wait_for(lambda: begun("DI__DR__2"))
-    pids = tool("pgrep", "-f", "^[^ ]*python[^ ]* .*dr_sac.py --env-id DI --seed 2 ").split()
-    (pid,) = [int(pid) for pid in pids if os.readlink(f"/proc/{pid}/cwd") == str(tmp_path)]  # and nobody else's
-    os.kill(pid, signal.SIGKILL)
-    wait_for(lambda: begun("DI__DMAstar-SH__1"))
-    # What Slurm sends two minutes before the time limit. (scancel goes on trying after it has been delivered.)
-    warning = subprocess.Popen(
-        ["scancel", "--batch", "--signal=USR1", f"{job}_3"], env=os.environ | slurm, stderr=subprocess.DEVNULL
-    )
-    undisturbed = tmp_path / "undisturbed"
-    undisturbed.mkdir()
-    assert ours(undisturbed, **settings).returncode == 0
-    wait_for(over)
-    warning.kill()
-    warning.wait()
-
-    text = {path.stem: path.read_text() for path in logs.glob("*.log")}
-    assert len(text) == 6 and all(log.count("results: ") == 1 for log in text.values())
-    assert "go on with: python" in text["DI__DR__1"] and "requeued" not in text["DI__DR__1"]
-    assert "exit code 137: requeued" in text["DI__DR__2"] and "exit code 143: requeued" in text["DI__DMAstar-SH__1"]
-    mine, theirs = runs_in(runs), runs_in(undisturbed / "runs")
-    assert mine.keys() == theirs.keys() and len(mine) == 6
-    assert all(outcome(mine[key]) == outcome(theirs[key]) for key in mine)
-    assert len(list(runs.glob("*__*"))) == 6  # all went on in their own directories
-
-    run = mine["DI", "DR", 1]  # a damaged checkpoint is nothing that a requeue could mend
-    (run / "results.json").unlink()
-    (run / "checkpoint.pt").write_bytes(b"nothing")
-    assert ours(tmp_path, RUNNER="slurm", TIME="10", **settings, **slurm).returncode == 0
-    wait_for(lambda: not tool("squeue", "--noheader"))
-    log = (logs / "DI__DR__1.log").read_text()
-    assert log.count(f"runs/{run.name}/checkpoint.pt") == 1 and "requeued" not in log

@@ -255,8 +255,8 @@ def sbatch_command(settings, count, jobs_file):
     """The command that submits `count` jobs, which stand in `jobs_file`."""
     options = {"--job-name": "aib", "--array": f"0-{count - 1}{settings.at_once}", "--time": settings.time}
     options |= {"--open-mode": "append", "--signal": "B:USR1@120", "--cpus-per-task": 1, "--export": "ALL"}
-    log = str(jobs_file.with_suffix(".log"))  # for what goes wrong before a run has its own
-    options["--output"] = log.replace("%", "%%")
+    out = str(jobs_file.with_suffix(".out"))  # of Slurm, and for what goes wrong before a run has its log
+    options["--output"] = out.replace("%", "%%")
     words = [f"{name}={value}" for name, value in options.items()]
     return ["sbatch", "--requeue", *words, *settings.sbatch, str(ROOT / "runs.sh"), "array", str(jobs_file)]
 
