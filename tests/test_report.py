@@ -226,12 +226,19 @@ def test_a_damaged_line_of_metrics_ends_the_curve(tmp_path):
 
 
 def test_of_two_runs_of_the_same_the_one_that_began_later_counts(tmp_path):
-    old, _ = (make_run(tmp_path, "DR", 1, value) for value in (10, 20))  # the value ends the name, as the time does
+    old = make_run(tmp_path / "b", "DR", 1, 10)  # the value ends the name, as the time does
+    make_run(tmp_path / "a", "DR", 1, 20)
     os.utime(old)
     runs, _, problems = read(tmp_path)
     assert [run.aer("train") for run in runs] == [20] and old.name in problems[0]
     make_run(tmp_path, "DR", 1, 30, steps=2000)
     assert [run.steps for run in read(tmp_path)[0]] == [1000, 2000]
+
+
+def test_of_two_settings_as_frequent_the_scripts_defaults_are_the_methods_own(tmp_path):
+    for seed, gamma in ((1, 0.5), (2, 0.99), (3, 0.6)):
+        edit(make_run(tmp_path, "DR", seed, 10, flags={"gamma": gamma}) / "config.json", script="dr_sac.py")
+    assert [run.method for run in read(tmp_path)[0]] == ["DR", "DR (gamma 0.5)", "DR (gamma 0.6)"]
 
 
 def test_what_tells_runs_of_one_name_apart(tmp_path):
