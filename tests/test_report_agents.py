@@ -177,24 +177,26 @@ def test_empty_panels_say_why():
     report.plt.close(figure)
 
 
+def table(path):
+    with open(path) as file:
+        return list(csv.DictReader(file))
+
+
 @pytest.mark.slow
 def test_embeddings_of_real_runs(tmp_path):
     flags = ["--env-id", "DI", "--total-timesteps", "20", "--learning-starts", "200", "--eval-rollouts", "1"]
-    for script in (["dmash_sac.py"], ["dma_sac.py", "--kl-beta", "0.4"], ["dr_sac.py"], ["da_sac.py"]):
-        command = [sys.executable, str(ROOT / script[0]), *script[1:], *flags]
+    for script in ("dmash_sac.py", "dr_sac.py"):
+        command = [sys.executable, str(ROOT / script), *flags]
         subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
-    program = [sys.executable, str(ROOT / "tools" / "report_agents.py")]
-    process = subprocess.run(
-        [*program, *(tmp_path / "runs").iterdir(), "nowhere"], cwd=tmp_path, capture_output=True, text=True, check=True
-    )
-    assert "4 agents" in process.stdout and process.stderr.startswith("nowhere: cannot be used (FileNotFoundError")
-    rows = list(csv.DictReader(open(tmp_path / "report" / "tables" / "embeddings.csv")))
-    assert [row["run"].split()[0] for row in rows[::3]] == ["DMA-Pearl", "DMA*-SH"]
-    times = list(csv.DictReader(open(tmp_path / "report" / "tables" / "adaptation.csv")))
+    report_agents.report([*(tmp_path / "runs").iterdir(), Path("nowhere")], tmp_path / "report")
+    rows = table(tmp_path / "report" / "tables" / "embeddings.csv")
+    assert [row["run"].split()[0] for row in rows[::3]] == ["DMA*-SH"]
+    times = table(tmp_path / "report" / "tables" / "adaptation.csv")
     assert {row["what"] for row in times} == {"actuators change", "foreign window"}
     figures = [path.name for path in (tmp_path / "report" / "figures").glob("*.png")]
-    assert sorted(name.split("__")[1] for name in figures if "embeddings" in name) == ["DMA-Pearl", "DMAstar-SH"]
+    assert [name.split("__")[1] for name in figures if "embeddings" in name] == ["DMAstar-SH"]
     assert {"DI_adaptation.png", "DI_information.png", "DI_paths.png"} <= set(figures)
+    assert "nowhere" in (tmp_path / "report" / "agents.md").read_text()  # named, and the others reported
     found = report_agents.paths([report_agents.load(path) for path in (tmp_path / "runs").glob("*DR*")], "DI", 2)
     assert found["DR"].shape == (2, 2, 101, 2) and (found["DR"][0, :, 0] == found["DR"][1, :, 0]).all()
     assert (found["DR"][0, :, 1:] != found["DR"][1, :, 1:]).any()

@@ -173,6 +173,38 @@ def test_verdicts_over_tasks():
             assert (rows[i]["verdict"] == word) == decided
 
 
+@pytest.mark.parametrize("task", sorted({task for task, _, _ in MEASURED}))
+def test_verdicts_of_a_task(task):
+    rows = [row for found in PAGE[task][1:] for row in found if "claim" in row]
+    for row in rows:
+        one, other, share = methods_of(row["claim"])
+        steps = int(row["steps"].replace(",", ""))
+        x, y = ([aer[row["set"]] for _, aer, _, _ in MEASURED[task, steps, method]] for method in (one, other))
+        assert row["seeds"] == f"{len(x)}/{len(y)}"
+        assert row["AER"] == f"{interquartile(x):.1f} and {interquartile(y):.1f}"
+        found = scipy.stats.mannwhitneyu(x, [share * value for value in y], alternative="greater", method="exact")
+        assert float(row["p"]) == pytest.approx(found.pvalue, abs=0.00051)
+        assert float(row["P"]) == pytest.approx(found.statistic / len(x) / len(y), abs=0.0051)
+        assert float(row[f"p, Holm of {len(rows)}"]) >= float(row["p"])
+
+
+def test_the_table_at_a_glance():
+    (rows,) = PAGE["At a glance"]
+    for row, (key, runs) in itertools.product(rows, MEASURED.items()):
+        if (row["task"], row["steps"]) == (key[0], f"{key[1]:,}") and key[2] in row:
+            aer = interquartile([aer["all sets"] for _, aer, _, _ in runs])
+            shown = row[key[2]].replace("(", "").replace(")", "").split()
+            assert float(shown[0]) == pytest.approx(aer, abs=0.501) and int(shown[1]) == len(runs)
+    assert sum(float(row["hours"]) for row in PAGE["Hours"][0][:-1]) == pytest.approx(hours(), abs=0.5)
+
+
+def hours():
+    total = 0
+    for path in RESULTS.glob("runs/*/metrics.jsonl"):
+        total += sum(json.loads(path.read_text().splitlines()[-1])["seconds"].values()) / 3600
+    return total
+
+
 def one_sided(pairs):
     """Exact, by listing all ways to deal out each task's values."""
     ways = {0.0: 1}

@@ -628,7 +628,7 @@ def pooled_claims(runs):
         for split in ("all sets", "eval-out"):
             rows.append(pooled_row(claim, kind, own, tasks, split))
             questions.append(question(claim, own, tasks, split))
-    return without_empty(verdict_rows(rows, questions), ["paper's gain"])
+    return verdict_rows(rows, questions)
 
 
 def pooled_row(claim, kind, runs, tasks, split):
@@ -644,21 +644,7 @@ def pooled_row(claim, kind, runs, tasks, split):
         "set": split,
         "difference of IQM": with_interval([*one, *other], stats.difference(stats.pooled_iqm), sign="+"),
         "of means": with_interval([*one, *other], stats.difference(stats.pooled_mean), sign="+"),
-        "gain": gain(stats.pooled_iqm(*one), stats.pooled_iqm(*other)),
-        "paper's gain": paper_gain(claim, kind, split),
     }
-
-
-def gain(above, below):
-    return f"{100 * (above / below - 1):+.1f} %" if below > 0.005 else "(from 0)"
-
-
-def paper_gain(claim, kind, split):
-    published = PAPER["relative_gain_of_DMA*-SH_percent"]
-    column = f"vs {claim.other}"
-    if claim.one != OURS or column not in published["columns"]:
-        return ""
-    return f"{published[PAPER_SETS[split]][PAPER_KINDS[kind]][published['columns'].index(column)]:+.1f} %"
 
 
 # ------------------------------------------------------- Figures ------------------------------------------------------
@@ -942,18 +928,6 @@ def add_notes(page, runs, unfinished, problems):
         page.text("Notes", "".join(f"- {line}\n" for line in lines).replace(f"{ROOT}/", "").replace("*", "\\*"))
 
 
-def missing_seeds(runs):
-    """A line for each method that lacks seeds which other methods have on the same task, after as many steps."""
-    lines = []
-    for (task, steps), group in lengths(runs).items():
-        seeds = {method: {run.seed for run in own} for method, own in by_method(group).items()}
-        for method, own in seeds.items():
-            if lacks := sorted(set.union(*seeds.values()) - own):
-                which = ", ".join(map(str, lacks))
-                lines.append(f"{task}, {steps:,} steps: {method} has no run with seed {which}, others have")
-    return lines
-
-
 def report(directories, out):
     """Everything that `python tools/report.py runs/` writes."""
     runs, unfinished, problems = read_runs(directories)
@@ -961,7 +935,6 @@ def report(directories, out):
         fail(f"no runs, nothing is written ({'; '.join(problems)})")
     if left := sorted({run.task for run in runs} - set(BENCHMARK)):
         problems.append(f"{', '.join(left)}: not in what is said over tasks, which is of the benchmark's 13")
-    problems += missing_seeds(runs)
     page = Page(out / "figures", "figures")
     page.text("Overview", f"{len(runs)} finished runs of {len(tasks_of(runs))} tasks; {len(unfinished)} unfinished.\n")
     page.table("Overview", "overview", overview_table(runs))
