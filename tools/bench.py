@@ -65,9 +65,11 @@ def train(args, method):
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, str(ROOT / SCRIPTS[method].script), *flags.split(), "--run-dir", folder]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        output = process.stdout.read()
-        _, status, usage = os.wait4(process.pid, 0)
-        if status:
+        with process.stdout:
+            output = process.stdout.read()
+        _, status, usage = os.wait4(process.pid, 0)  # which also tells the memory
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode:
             aib_run.fail(f"{' '.join(command)}\n{output}")
         (metrics,) = Path(folder).glob("*/metrics.jsonl")
         start, end = (json.loads(line) for line in metrics.read_text().splitlines())
