@@ -305,12 +305,14 @@ def test_text_stands_under_its_heading(tmp_path):
 
 
 def test_readme_gets_its_table():
-    readme = "a\n<!-- benchmark -->\nold\n<!-- end -->\nb\n"
+    readme = "a\n<!-- results -->\nold\n<!-- end -->\nb\n"
     filled = results_page.fill_readme(readme, [{"task": "DI", "ours": "77"}])
     assert "| DI | 77 |" in filled and "old" not in filled and filled.endswith("<!-- end -->\nb\n")
     assert results_page.fill_readme("no marks", [{"task": "DI"}]) == "no marks"
     rows = results_page.benchmark_table(results_page.read_results()[0])
     assert [row["task"] for row in rows] == report.BENCHMARK
+    readme = (ROOT / "README.md").read_text()
+    assert results_page.fill_readme(readme, rows) == readme, "python tools/results_page.py"
 
 
 def test_adaptation_belongs_to_a_length(tmp_path):

@@ -375,8 +375,8 @@ def with_text(page, text, values, problems):
 
 
 def fill_readme(readme, rows):
-    """README.md with its table between the marks <!-- benchmark --> and <!-- end -->, if it has them."""
-    pattern = r"(<!-- benchmark -->\n).*?(<!-- end -->)"
+    """README.md with its table between the marks <!-- results --> and <!-- end -->, if it has them."""
+    pattern = r"(<!-- results -->\n).*?(<!-- end -->)"
     return re.sub(pattern, lambda match: match[1] + report.markdown(rows) + match[2], readme, flags=re.DOTALL)
 
 
