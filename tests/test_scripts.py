@@ -59,7 +59,7 @@ def check_finished(directory, method, steps):
     config = json.loads((directory / "config.json").read_text())
     assert results["method"] == config["method"] == directory.name.split("__")[1] == method
     for split, aer in metrics[-1]["aer"].items():
-        rollouts = [sum(row) / len(row) for row in results["returns"][split]]
+        (rollouts,) = zip(*results["returns"][split], strict=True)  # --eval-rollouts 1
         assert sum(rollouts) / 20 == pytest.approx(aer) and len(results["contexts"][split]) == 20
     assert torch.load(directory / "agent.pt", weights_only=True)
 
