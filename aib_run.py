@@ -500,6 +500,7 @@ class Run:
         self.losses = {}
         self.seconds = {"train": 0.0, "eval": 0.0, "save": 0.0}
         self.signal = None  # the one that has asked for an end
+        self._check_buffer()
         lengths = [0, 0]  # bytes of metrics.jsonl and train.jsonl that belong to the checkpoint
         if args.resume:
             self._open()
@@ -523,6 +524,12 @@ class Run:
         layout = "{percentage:3.0f}% {n_fmt}/{total_fmt} [{rate_noinv_fmt}, {remaining} left{postfix}]"
         steps = {"initial": self.global_step, "total": self.args.total_timesteps, "unit": " steps"}
         return tqdm(**steps, bar_format=layout, ncols=79, mininterval=interval, maxinterval=interval)
+
+    def _check_buffer(self):
+        """Raises TypeError for what a checkpoint cannot hold, now and not when the run is to go on."""
+        for name, value in vars(self.buffer).items():
+            if not isinstance(value, torch.Tensor | bool | int | float | str | None):
+                raise TypeError(f"buffer.{name} is a {type(value).__name__}; checkpoints hold tensors and plain values")
 
     # The directory
 
@@ -568,9 +575,11 @@ class Run:
                 lengths = state["lengths"]
         if self.global_step > self.args.total_timesteps:
             fail(f"{self.directory} is at step {self.global_step}; --total-timesteps is {self.args.total_timesteps}")
-        for file, length in zip((self._metrics, self._train), lengths, strict=True):
+        files = (self._metrics, self._train)
+        for file, length in zip(files, lengths, strict=True):
             if os.fstat(file.fileno()).st_size < length:
                 fail(f"{file.name} has lost lines since the checkpoint was written")
+        for file, length in zip(files, lengths, strict=True):
             file.truncate(length)  # what was written after the checkpoint will be written again
         self.config["args"] = saved_args(self.args)
         self.config.setdefault("resumed", []).append({"global_step": self.global_step} | provenance())
@@ -919,11 +928,13 @@ def _write_text(draw, place, text, width, fill, anchor):
 
 
 def write_gif(path, frames, fps=20):
-    """Writes pictures, uint8 [height, width, 3], as an animated GIF."""
-    import imageio
+    """Writes pictures, uint8 [height, width, 3], as an animated GIF. One palette for all of them makes it small."""
+    from PIL import Image
 
-    with open(path, "wb") as file:
-        imageio.mimsave(file, frames, format="GIF", fps=fps, loop=0)
+    sample = np.vstack(frames[:: max(1, len(frames) // 10)])
+    palette = Image.fromarray(sample).quantize(128)
+    images = [Image.fromarray(frame).quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
+    images[0].save(path, "GIF", save_all=True, append_images=images[1:], duration=1000 // fps, loop=0)
 
 
 # ------------------------------------------------------- Tracking -----------------------------------------------------
