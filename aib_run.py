@@ -64,9 +64,17 @@ Count = typing.Annotated[int, Bounds(1, 2**32 - 1)]
 Seed = typing.Annotated[int, Bounds(0, 2**32 - 1)]
 
 
+# What may be given anew with --resume and --eval-only: it is about this call, or does not change what is learned.
+CALL = {"resume", "eval_only", "context"}
+FREE = CALL | {"total_timesteps", "eval_rollouts", "cuda", "cuda_graph", "keep_checkpoint"}
+FREE |= {"capture_video", "flip_at", "track"}
+
+
 @dataclasses.dataclass
 class Args:
-    """The flags that every script has. A script adds its own, of any type that tyro takes."""
+    """The flags that every script has. A script adds its own, of any type that tyro takes. `free` is no flag."""
+
+    free = FREE
 
     env_id: str = "DI"  # the task: DI, DI-Friction, DI-Perm, ODE, Cartpole, Cheetah, Reacher-E, ... (docs/benchmark.md)
     seed: Seed = 1  # seed of the run
@@ -83,11 +91,6 @@ class Args:
     capture_video: bool = False  # at the end, record an episode as video.gif: in --context, or in both modes
     flip_at: Count | None = None  # in the video, reverse (or swap) the actuators at this step
     track: bool = False  # send metrics and video to Weights & Biases
-
-
-CALL = {"resume", "eval_only", "context"}  # these are about this call, not about the run
-FREE = CALL | {"total_timesteps", "eval_rollouts", "cuda", "cuda_graph", "keep_checkpoint"}
-FREE |= {"capture_video", "flip_at", "track"}  # FREE may be given anew: it does not change what is learned
 
 
 def fail(message, code=2):
@@ -184,7 +187,7 @@ def read_flags(cls, argv, default=None, description=None):
 def parse_args(cls, argv=None, description=None):
     """An instance of the dataclass `cls` from a command line, checked; ends the program with one line if it is wrong.
 
-    With --resume and --eval-only the arguments of that run are the defaults, and only `FREE` may change.
+    With --resume and --eval-only the arguments of that run are the defaults, and only `cls.free` may change.
     `total_timesteps` None becomes the task's own; `context`, a tuple of "key=value", becomes a dict or None.
     """
     argv = sys.argv[1:] if argv is None else argv
@@ -201,9 +204,9 @@ def parse_args(cls, argv=None, description=None):
         directory = os.path.expanduser(directory)
         saved = args_of(cls, directory, read_config(directory))
         args = read_flags(cls, argv, saved, description)
-        for name in vars(args).keys() - FREE:
+        for name in vars(args).keys() - cls.free:
             if getattr(args, name) != getattr(saved, name):
-                free = " ".join(flag(name) for name in sorted(FREE))
+                free = " ".join(flag(name) for name in sorted(cls.free))
                 fail(f"{directory} has {flag(name)} {getattr(saved, name)}; what can change is {free}")
     for name in ("run_dir", "resume", "eval_only"):
         path = getattr(args, name)
@@ -408,6 +411,11 @@ def read_config(directory, script=None):
         return config | {"run": str(config["run"]), "method": str(config["method"])}
 
 
+def has_checkpoint(args):
+    """Does --resume name a run that goes on from a checkpoint?"""
+    return args.resume is not None and (Path(args.resume) / "checkpoint.pt").exists()
+
+
 def last_metrics(directory):
     """The last whole line (dict) of a run's metrics.jsonl."""
     with contextlib.suppress(OSError):
@@ -487,12 +495,22 @@ class Run:
     agent: a module; its optimizers are its attributes. buffer: an object with tensors and plain values as attributes.
     Both go into the checkpoint, with torch's random numbers; environments do not, since episodes begin with a reset by
     seed. `global_step` counts gradient steps, `env_steps` steps of environments, `episode` episodes.
+
+    stage_1: for a method with two stages, the (agent, buffer) of the first; they stand for the others until
+    `begin_stage_2`. `stage` is 1 until then, else 2. total_steps: where `global_step` ends, if not at
+    --total-timesteps.
     """
 
-    def __init__(self, args, method, agent, buffer):
+    def __init__(self, args, method, agent, buffer, stage_1=None, total_steps=None):
         self.args = args
         self.agent = agent
         self.buffer = buffer
+        self.stage = 2
+        self._stage_2 = (agent, buffer)
+        if stage_1:
+            self.stage = 1
+            self.agent, self.buffer = stage_1
+        self.total_steps = total_steps or args.total_timesteps
         self.device = device(args)
         self.global_step = 0
         self.env_steps = 0
@@ -522,13 +540,13 @@ class Run:
         """A line on stderr that says how far the run is: on a terminal every second, in a file every minute."""
         interval = 1 if sys.stderr.isatty() else 60
         layout = "{percentage:3.0f}% {n_fmt}/{total_fmt} [{rate_noinv_fmt}, {remaining} left{postfix}]"
-        steps = {"initial": self.global_step, "total": self.args.total_timesteps, "unit": " steps"}
+        steps = {"initial": self.global_step, "total": self.total_steps, "unit": " steps"}
         return tqdm(**steps, bar_format=layout, ncols=79, mininterval=interval, maxinterval=interval)
 
     def _check_buffer(self):
         """Raises TypeError for what a checkpoint cannot hold, now and not when the run is to go on."""
         for name, value in vars(self.buffer).items():
-            if not isinstance(value, torch.Tensor | bool | int | float | str | None):
+            if not isinstance(value, torch.Tensor | bool | int | float | str | list | tuple | dict | None):
                 raise TypeError(f"buffer.{name} is a {type(value).__name__}; checkpoints hold tensors and plain values")
 
     # The directory
@@ -573,7 +591,7 @@ class Run:
                 self._check_origin(state["origin"])
                 self._load(state)
                 lengths = state["lengths"]
-        if self.global_step > self.args.total_timesteps:
+        if self.global_step > self.total_steps:
             fail(f"{self.directory} is at step {self.global_step}; --total-timesteps is {self.args.total_timesteps}")
         files = (self._metrics, self._train)
         for file, length in zip(files, lengths, strict=True):
@@ -593,7 +611,8 @@ class Run:
             with reading(results):
                 done = int(json.loads(results.read_text())["args"]["total_timesteps"])
             if done >= self.args.total_timesteps:
-                fail(f"{self.directory} has finished its {done} steps; more --total-timesteps extend it")
+                advice = "; more --total-timesteps extend it" if "total_timesteps" in self.args.free else ""
+                fail(f"{self.directory} has finished its {done} steps{advice}")
             if not has_checkpoint:
                 fail(f"{self.directory} has finished without --keep-checkpoint, so it cannot be extended")
         elif not has_checkpoint:
@@ -605,7 +624,7 @@ class Run:
 
     def _origin(self):
         """What a checkpoint must have in common with its run's configuration (dict)."""
-        fixed = {name: value for name, value in saved_args(self.args).items() if name not in FREE}
+        fixed = {name: value for name, value in saved_args(self.args).items() if name not in self.args.free}
         return {"format": FORMAT, "run": self.config["run"], "script": self.config["script"], "args": fixed}
 
     def _check_origin(self, found):
@@ -622,6 +641,7 @@ class Run:
         state = {
             "origin": self._origin(),
             "progress": [self.global_step, self.env_steps, self.episode],
+            "stage": self.stage,
             "losses": self.losses,
             "seconds": self.seconds,
             "lengths": [os.fstat(file.fileno()).st_size for file in (self._metrics, self._train)],
@@ -636,6 +656,9 @@ class Run:
 
     def _load(self, state):
         self.global_step, self.env_steps, self.episode = state["progress"]
+        if state["stage"] == 2:
+            self.stage = 2
+            self.agent, self.buffer = self._stage_2
         self.losses = state["losses"]
         self.seconds = state["seconds"]
         self.agent.load_state_dict(state["agent"])
@@ -675,11 +698,15 @@ class Run:
             self._bar.set_postfix_str(f"collecting random steps: {self.env_steps:,}", refresh=False)
             self._bar.update(0)  # shows it where a second, or a minute, is over
 
+    def add_losses(self, losses, check=True):
+        """Takes the newest losses, {name: tensor []}. With `check`, ends the program if one is not finite."""
+        self.losses |= losses
+        if check:
+            check_finite("loss", self.losses, self.global_step)
+
     def advance(self, losses):
         """Counts one gradient step. losses: {name: tensor []}."""
-        self.losses |= losses
-        if self.device.type == "cpu" or self.global_step % 100 == 0:  # a check waits for a GPU
-            check_finite("loss", self.losses, self.global_step)
+        self.add_losses(losses, check=self.device.type == "cpu" or self.global_step % 100 == 0)  # it waits for a GPU
         self.global_step += 1
         self._lap("train")
         if self.global_step % LOG_EVERY == 0:
@@ -706,13 +733,28 @@ class Run:
         self.episode += 1
         if self.global_step > 0:
             self._log_returns(history.rewards.sum(1))
-        total = self.args.total_timesteps
         steps = history.rewards.shape[1]
         due = self.global_step // self.args.eval_every > self._saved // self.args.eval_every
-        last = self.args.keep_checkpoint and self.global_step + steps > total  # the next episode may not be finished
-        if self.signal or due or last:
+        last = (
+            self.args.keep_checkpoint and self.global_step + steps > self.total_steps
+        )  # the next episode may not be finished
+        self.safe_point(due or last)
+
+    def begin_stage_2(self, global_step, env_steps):
+        """The second stage's agent and buffer take the place of the first's; the counters are set."""
+        self.stage = 2
+        self.agent, self.buffer = self._stage_2
+        self.losses = {}
+        self._bar.update(global_step - self.global_step)
+        self.global_step = global_step
+        self.env_steps = env_steps
+        self.safe_point(True)
+
+    def safe_point(self, due):
+        """Where a run can go on: a checkpoint if one is `due`, and the end where a signal has asked for it."""
+        if self.signal or due:
             self._save()
-        if self.signal and self.global_step < total:
+        if self.signal and self.global_step < self.total_steps:
             command = shlex.join(["python", sys.argv[0], "--resume", str(self.directory)])
             fail(f"at step {self.global_step}; go on with: {command}", 128 + self.signal)
 
@@ -727,20 +769,28 @@ class Run:
         """Writes and shows one evaluation. returns, diverged: [60, rollouts], of `aib_envs.evaluate` in
         `aib_envs.eval_contexts`. diagnostics: {name: number}."""
         check_finite("weight", self.agent.state_dict(), self.global_step)
-        self._lap("eval")
         by_split = aib_envs.by_split(returns)
         metrics = {
             "aer": {split: values.mean() for split, values in by_split.items()},  # average episodic return
             "returns": {split: values.mean(1).tolist() for split, values in by_split.items()},  # in each context
             "diverged": {split: int(x.sum()) for split, x in aib_envs.by_split(diverged).items()},  # simulations
+        }
+        self.log(metrics | (diagnostics or {}), aer_text(returns, diverged))
+
+    def log(self, metrics, text):
+        """Writes `metrics`, {name: plain value}, with losses and times as a line of metrics.jsonl, and shows `text`."""
+        self._lap("eval")
+        more = {
             "losses": {name: loss.item() for name, loss in self.losses.items()},
             "seconds": {part: round(value, 2) for part, value in self.seconds.items()},
         }
-        self._write_line(self._metrics, metrics | (diagnostics or {}))
-        self._bar.write(f"step {self.global_step}: {aer_text(returns, diverged)}", file=sys.stdout)
+        self._write_line(self._metrics, metrics | more)
+        self._bar.write(f"step {self.global_step}: {text}", file=sys.stdout)
 
-    def finish(self, returns, diverged, diagnostics=None):
-        """The last evaluation: logs it, writes agent.pt and results.json. Then the run is finished."""
+    def finish(self, returns, diverged, diagnostics=None, **more):
+        """The last evaluation: logs it, writes agent.pt and results.json. Then the run is finished.
+
+        more: plain values that go into results.json, too."""
         self.log_evaluation(returns, diverged, diagnostics)
         self._bar.close()
         contexts = {split: aib_envs.context_set(self.args.env_id, split) for split in aib_envs.SPLITS}
@@ -751,6 +801,7 @@ class Run:
             "returns": {split: x.tolist() for split, x in aib_envs.by_split(returns).items()},  # [20, rollouts]
             "diverged": {split: x.tolist() for split, x in aib_envs.by_split(diverged).items()},
         }
+        results |= more
         (self.directory / "results.json").unlink(missing_ok=True)  # an extended run's are not those of this agent
         write(self.directory / "agent.pt", self.agent.state_dict())
         write(self.directory / "results.json", results)
