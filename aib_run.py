@@ -65,8 +65,8 @@ Seed = typing.Annotated[int, Bounds(0, 2**32 - 1)]
 
 
 # What may be given anew with --resume and --eval-only: it is about this call, or does not change what is learned.
-CALL = {"resume", "eval_only", "context"}
-FREE = CALL | {"total_timesteps", "eval_rollouts", "cuda", "cuda_graph", "keep_checkpoint"}
+NOT_SAVED = {"resume", "eval_only", "context"}
+FREE = NOT_SAVED | {"total_timesteps", "eval_rollouts", "cuda", "cuda_graph", "keep_checkpoint"}
 FREE |= {"capture_video", "flip_at", "track"}
 
 
@@ -152,7 +152,7 @@ def _words(value):
 
 def saved_args(args):
     """The arguments of a run (dict) as config.json holds them."""
-    return {name: value for name, value in plain(args).items() if name not in CALL}
+    return {name: value for name, value in plain(args).items() if name not in NOT_SAVED}
 
 
 def args_of(cls, directory, config):
@@ -898,6 +898,34 @@ def load_weights(agent, directory):
         state = read_tensors(checkpoint)
         agent.load_state_dict(state["agent"])
         return state["progress"][0]
+
+
+def load_script(name):
+    """The module of a script, by its file name. Raises ValueError if there is none in the root, in relatives/ and in
+    the working directory."""
+    for folder in (ROOT, ROOT / "relatives", Path.cwd()):
+        if (folder / name).exists():
+            if str(folder) not in sys.path:
+                sys.path.append(str(folder))  # for what it imports from its own folder
+            spec = importlib.util.spec_from_file_location(name.removesuffix(".py"), folder / name)
+            module = importlib.util.module_from_spec(spec)
+            sys.modules[spec.name] = module
+            spec.loader.exec_module(module)
+            return module
+    raise ValueError(f"there is no script {name}")
+
+
+def load_agent(directory):
+    """The agent of a run of any script: agent, args, and its script's make_envs(args, contexts, **options)."""
+    directory = Path(directory)
+    with reading(directory / "config.json") as path:
+        script = str(json.loads(path.read_text())["script"])
+        module = load_script(script)
+    args = args_of(module.Args, directory, read_config(directory, script))
+    check_args(args)
+    agent = module.make_agent(args, module.make_envs(args, [{}]))
+    load_weights(agent, directory)
+    return agent, args, module.make_envs
 
 
 def evaluate_only(args, make_envs, agent, unfinished_at):
