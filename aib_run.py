@@ -220,7 +220,7 @@ def check_args(args):
     _check_bounds(args)
     try:
         task = aib_envs.get_task(args.env_id)
-        args.context = _read_context(args.env_id, args.context)
+        args.context = read_context(args.env_id, args.context)
     except ValueError as error:
         fail(error)
     if args.total_timesteps is None:
@@ -248,7 +248,7 @@ def _check_bounds(args, prefix=""):
                     fail(f"{flag(prefix + name)} must be from {bounds.low} to {bounds.high}; got {value}")
 
 
-def _read_context(env_id, pairs):
+def read_context(env_id, pairs):
     """("length=1.1", "inversion=-1") as a complete context (dict), or None. Raises ValueError."""
     if not pairs:
         return None
