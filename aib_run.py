@@ -62,9 +62,18 @@ Count = typing.Annotated[int, Bounds(1, 2**32 - 1)]
 Seed = typing.Annotated[int, Bounds(0, 2**32 - 1)]
 
 
+# What may be given again with --resume and --eval-only, since it does not change what is learned.
+FREE = {
+    *("total_timesteps", "eval_rollouts", "cuda", "cuda_graph", "keep_checkpoint"),
+    *("capture_video", "flip_at", "track", "resume", "eval_only", "context"),
+}
+
+
 @dataclasses.dataclass
 class Args:
-    """The flags that every script has. A script adds its own."""
+    """The flags that every script has. A script adds its own. `free` is no flag: it is a script's own `FREE`."""
+
+    free = FREE
 
     env_id: str = "DI"  # the task: DI, DI-Friction, DI-Perm, ODE, Cartpole, Cheetah, Reacher-E, ... (docs/benchmark.md)
     seed: Seed = 1  # seed of the run
@@ -83,11 +92,6 @@ class Args:
     track: bool = False  # send metrics and video to Weights & Biases
 
 
-# What may be given again with --resume and --eval-only, since it does not change what is learned.
-FREE = {
-    *("total_timesteps", "eval_rollouts", "cuda", "cuda_graph", "keep_checkpoint"),
-    *("capture_video", "flip_at", "track", "resume", "eval_only", "context"),
-}
 NOT_SAVED = {"resume", "eval_only", "context"}  # they are about this call, not about the run
 
 
@@ -148,7 +152,7 @@ def read_flags(cls, argv, description=None):
 def parse_args(cls, argv=None, description=None):
     """An instance of the dataclass `cls` from a command line, checked; ends the program with one line if it is wrong.
 
-    With --resume and --eval-only the arguments of that run are the defaults, and only `FREE` may change.
+    With --resume and --eval-only the arguments of that run are the defaults, and only `cls.free` may change.
     `total_timesteps` None becomes the task's own; `context`, a tuple of "key=value", becomes a dict or None.
     """
     argv = sys.argv[1:] if argv is None else argv
@@ -175,9 +179,9 @@ def _args_of_run(cls, directory, argv, description):
         fail(f"{directory}: {error}; the run is of commit {config.get('commit') or 'unknown'}")
     old = read_flags(cls, saved)
     new = read_flags(cls, [*saved, *argv], description)
-    for name in vars(new).keys() - FREE:
+    for name in vars(new).keys() - cls.free:
         if getattr(new, name) != getattr(old, name):
-            allowed = " ".join(flag(name) for name in sorted(FREE))
+            allowed = " ".join(flag(name) for name in sorted(cls.free))
             fail(f"{directory} has {flag(name)} {getattr(old, name)}; what can change is {allowed}")
     return new
 
@@ -341,6 +345,11 @@ def read_config(directory, script=None):
         return config | {"run": str(config["run"]), "method": str(config["method"])}
 
 
+def has_checkpoint(args):
+    """Does --resume name a run that goes on from a checkpoint?"""
+    return args.resume is not None and (Path(args.resume) / "checkpoint.pt").exists()
+
+
 def last_metrics(directory):
     """The last whole line of a run's metrics.jsonl (dict)."""
     with contextlib.suppress(OSError):
@@ -411,12 +420,22 @@ class Run:
     agent: a module; its optimizers are its attributes. buffer: an object with tensors and plain values as attributes.
     Both go into the checkpoint, with torch's random numbers; environments do not, since episodes begin with a reset by
     seed. `global_step` counts gradient steps, `env_steps` steps of environments, `episode` episodes.
+
+    stage_1: for a method with two stages, the (agent, buffer) of the first; they stand for the others until
+    `begin_stage_2`. `stage` is 1 until then, else 2. total_steps: where `global_step` ends, if not at
+    --total-timesteps.
     """
 
-    def __init__(self, args, method, agent, buffer):
+    def __init__(self, args, method, agent, buffer, stage_1=None, total_steps=None):
         self.args = args
         self.agent = agent
         self.buffer = buffer
+        self.stage = 2
+        self._stage_2 = (agent, buffer)
+        if stage_1:
+            self.stage = 1
+            self.agent, self.buffer = stage_1
+        self.total_steps = total_steps or args.total_timesteps
         self.global_step = 0
         self.env_steps = 0
         self.episode = 0
@@ -435,7 +454,7 @@ class Run:
         self._tracker = _start_tracking(self.directory) if args.track else None
         self._saved = self.global_step
         self._last_log = (self.global_step, self.seconds["train"])
-        self._bar = tqdm(initial=self.global_step, total=args.total_timesteps, unit="update", mininterval=5)
+        self._bar = tqdm(initial=self.global_step, total=self.total_steps, unit="update", mininterval=5)
         self._bar.set_description(self.directory.name.rpartition("__")[0])
 
     # The directory
@@ -473,7 +492,7 @@ class Run:
         if self.args.resume:
             self.config["args"] = saved_args(self.args)
             self.config.setdefault("resumed", []).append({"global_step": self.global_step} | provenance())
-        if self.global_step > self.args.total_timesteps:
+        if self.global_step > self.total_steps:
             fail(f"{self.directory} is at step {self.global_step}; --total-timesteps is {self.args.total_timesteps}")
         for file, length in zip((self._metrics, self._train), lengths, strict=True):
             if os.path.getsize(file.name if isinstance(file.name, str) else file.fileno()) < length:
@@ -487,7 +506,8 @@ class Run:
             with reading(results):
                 done = int(json.loads(results.read_text())["args"]["total_timesteps"])
             if done >= self.args.total_timesteps:
-                fail(f"{self.directory} has finished its {done} steps; more --total-timesteps extend it")
+                advice = "; more --total-timesteps extend it" if "total_timesteps" in self.args.free else ""
+                fail(f"{self.directory} has finished its {done} steps{advice}")
             if not checkpoint.exists():
                 fail(f"{self.directory} has finished without --keep-checkpoint, so it cannot be extended")
         elif not checkpoint.exists():
@@ -497,7 +517,7 @@ class Run:
 
     def _origin(self):
         """What a checkpoint must have in common with its run's configuration."""
-        fixed = {name: value for name, value in saved_args(self.args).items() if name not in FREE}
+        fixed = {name: value for name, value in saved_args(self.args).items() if name not in self.args.free}
         return {"run": self.config["run"], "script": self.config["script"], "format": FORMAT, "args": fixed}
 
     def _check_origin(self, found):
@@ -515,6 +535,7 @@ class Run:
         state = {
             "origin": self._origin(),
             "progress": [self.global_step, self.env_steps, self.episode],
+            "stage": self.stage,
             "losses": self.losses,
             "seconds": self.seconds,
             "lengths": [os.fstat(file.fileno()).st_size for file in (self._metrics, self._train)],
@@ -529,6 +550,9 @@ class Run:
 
     def _load(self, state):
         self.global_step, self.env_steps, self.episode = state["progress"]
+        if state["stage"] == 2:
+            self.stage = 2
+            self.agent, self.buffer = self._stage_2
         self.losses = state["losses"]
         self.seconds = state["seconds"]
         self.agent.load_state_dict(state["agent"])
@@ -564,11 +588,16 @@ class Run:
             self._bar.set_postfix_str(f"collecting random steps: {self.env_steps:,}", refresh=False)
             self._bar.update(0)
 
+    def add_losses(self, losses, check=True):
+        """Takes the newest losses, {name: tensor []}. With `check`, ends the program if one is not finite."""
+        self.losses |= losses
+        if check:
+            check_finite("loss", self.losses, self.global_step)
+
     def advance(self, losses):
         """Counts one gradient step. losses: {name: tensor []}."""
-        self.losses |= losses
-        if device(self.args).type == "cpu" or self.global_step % 100 == 0:  # a check waits for a GPU
-            check_finite("loss", self.losses, self.global_step)
+        waits = device(self.args).type != "cpu"  # a check waits for a GPU
+        self.add_losses(losses, check=not waits or self.global_step % 100 == 0)
         self.global_step += 1
         self._bar.update()
         self._lap("train")
@@ -597,13 +626,26 @@ class Run:
         self.episode += 1
         if self.global_step > 0:
             self._log_returns(history.rewards.sum(1))
-        total = self.args.total_timesteps
         crossed = self.global_step // self.args.eval_every > self._saved // self.args.eval_every
-        last = self.args.keep_checkpoint and self.global_step + history.rewards.shape[1] > total
-        if self.signal or crossed or last:
+        last = self.args.keep_checkpoint and self.global_step + history.rewards.shape[1] > self.total_steps
+        self.safe_point(crossed or last)
+
+    def begin_stage_2(self, global_step, env_steps):
+        """The second stage's agent and buffer take the place of the first's; the counters are set."""
+        self.stage = 2
+        self.agent, self.buffer = self._stage_2
+        self.losses = {}
+        self._bar.update(global_step - self.global_step)
+        self.global_step = global_step
+        self.env_steps = env_steps
+        self.safe_point(True)
+
+    def safe_point(self, due):
+        """Where a run can go on: a checkpoint if one is `due`, and the end where a signal has asked for it."""
+        if self.signal or due:
             check_finite("weight or loss", self.agent.state_dict() | self.losses, self.global_step)
             self._save()
-        if self.signal and self.global_step < total:
+        if self.signal and self.global_step < self.total_steps:
             command = shlex.join(["python", sys.argv[0], "--resume", str(self.directory)])
             fail(f"at step {self.global_step}; go on with: {command}", 128 + self.signal)
 
@@ -624,18 +666,27 @@ class Run:
         metrics = {
             "aer": aer,  # average episodic return of each context set
             "returns": {split: values.mean(1).tolist() for split, values in by_split.items()},
-            "losses": {name: loss.item() for name, loss in self.losses.items()},
-            "seconds": {part: round(value, 2) for part, value in self.seconds.items()},
         }
         if diverged.any():
             metrics["diverged"] = {split: int(x.sum()) for split, x in aib_envs.by_split(diverged).items()}
-        self._write_line(self._metrics, metrics | (diagnostics or {}))
         text = ", ".join(f"{split} {value:.1f}" for split, value in aer.items())
-        self._bar.write(f"step {self.global_step}: AER {text}", file=sys.stdout)
+        self.log(metrics | (diagnostics or {}), f"AER {text}")
+
+    def log(self, metrics, text):
+        """Writes `metrics`, {name: plain value}, with losses and times as a line of metrics.jsonl, and shows `text`."""
+        self._lap("eval")
+        more = {
+            "losses": {name: loss.item() for name, loss in self.losses.items()},
+            "seconds": {part: round(value, 2) for part, value in self.seconds.items()},
+        }
+        self._write_line(self._metrics, metrics | more)
+        self._bar.write(f"step {self.global_step}: {text}", file=sys.stdout)
         self._lap("eval")
 
-    def finish(self, returns, diverged, diagnostics=None):
-        """The last evaluation: logs it, writes agent.pt and results.json. Then the run is finished."""
+    def finish(self, returns, diverged, diagnostics=None, **more):
+        """The last evaluation: logs it, writes agent.pt and results.json. Then the run is finished.
+
+        more: plain values that go into results.json, too."""
         self.log_evaluation(returns, diverged, diagnostics)
         self._bar.close()
         contexts = {split: aib_envs.context_set(self.args.env_id, split) for split in aib_envs.SPLITS}
@@ -645,7 +696,7 @@ class Run:
             "contexts": contexts,
             "returns": {split: x.tolist() for split, x in aib_envs.by_split(returns).items()},  # [20, rollouts]
             "diverged": {split: x.tolist() for split, x in aib_envs.by_split(diverged).items()},
-        }
+        } | more
         (self.directory / "results.json").unlink(missing_ok=True)  # an extended run has old ones: never two of a kind
         write(self.directory / "agent.pt", self.agent.state_dict())
         write(self.directory / "results.json", results)
@@ -736,6 +787,8 @@ def load_script(name):
     """The module of a script, by its file name."""
     for folder in (ROOT, ROOT / "relatives", Path.cwd()):
         if (folder / name).exists():
+            if str(folder) not in sys.path:
+                sys.path.append(str(folder))  # for what it imports from its own folder
             spec = importlib.util.spec_from_file_location(name.removesuffix(".py"), folder / name)
             module = importlib.util.module_from_spec(spec)
             sys.modules[spec.name] = module
