@@ -2,17 +2,12 @@
 
 Stage 1 trains an expert by TD3 in each training context and records rollouts of the final policies. In stage 2 a
 hypernetwork learns to turn a context, which it is told, into the expert's whole policy and Q-function; for new contexts
-it generates them without another step of learning. With --model mlp, networks that get the context as input learn from
-the same data (UVFA). Start it with: python hyperzero.py --env-id DI, or --env-id Cheetah-Speed (aib_speed.py)
+it generates them without another step of learning. With --model mlp, networks that get the context as an input learn
+from the same data (UVFA). Start it with: python relatives/hyperzero.py --env-id DI, or --env-id Cheetah-Speed
 """
 
 import copy
 import functools
-import json
-import os
-import signal
-import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -20,63 +15,61 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from torch import nn
-from tqdm import tqdm
 
 import aib_envs
+import aib_run
 import aib_speed  # noqa: F401 (it adds tasks whose reward depends on the context)
-import aib_tools
 
 # ----------------------------------------------------- Arguments ------------------------------------------------------
 
 
 @dataclass
-class Args:
-    env_id: str = "DI"  # the task: DI, DI-Friction, DI-Perm, ODE, ODE-1 ... ODE-20, Cartpole, Cheetah, ... (see README)
-    seed: int = 1  # seed of the run
-    total_timesteps: int | None = None  # stage 1: vector steps (one of every expert); default: the task's own
-    cuda: bool = True  # use a GPU if there is one
-    run_dir: str = "runs"  # where the run's own directory is made
-    eval_every: int = 5_000  # stage 1: steps between evaluations of the experts with 1 rollout
-    eval_epochs: int = 50  # stage 2: epochs between evaluations with 1 rollout per context
-    eval_rollouts: int = 10  # rollouts per context of the last evaluation
-    resume: str | None = None  # directory of a run to go on with
+class Args(aib_run.Args):  # --env-id, --seed, --run-dir, --resume, ... stand in aib_run.py
+    free = aib_run.FREE - {"total_timesteps"}  # stage 2 begins where stage 1 ends, so it cannot be extended
+
+    total_timesteps: aib_run.Count | None = None  # stage 1: vector steps (one of every expert); default: the task's own
+    eval_every: aib_run.Count = 5_000  # stage 1: steps between evaluations of the experts with 1 rollout
     keep_checkpoint: bool = False  # keep the checkpoint of a finished run (which cannot be extended)
-    eval_only: str | None = None  # directory of a finished run, whose last evaluation is repeated
-    context: tuple[str, ...] = ()  # with --eval-only: the one context to roll out in, as in length=1.3 inversion=-1
-    capture_video: bool = False  # at the end, record an episode as video.gif: in --context, or in both modes
-    track: bool = False  # send metrics and video to Weights & Biases
-    learning_starts: int = 5_000  # stage 1: vector steps with random actions that come before the first gradient step
-    buffer_size: int = 100_000  # stage 1: transitions per expert in the replay buffer
-    batch_size: int = 256  # stage 1: transitions of each expert per gradient step
-    gamma: float = 0.99  # discount factor
-    tau: float = 0.01  # stage 1: smoothing coefficient of the target networks
-    expert_lr: float = 1e-4  # stage 1: learning rate of policies and Q-functions
-    noise_steps: int = 100_000  # stage 1: steps in which the noise (explorers' and targets') falls from 1.0 to 0.1
-    rollouts: int = 10  # stage 1: rollouts of every final expert in the data set
+    learning_starts: aib_run.Count = 5_000  # stage 1: vector steps with random actions before the first gradient step
+    buffer_size: aib_run.Count = 100_000  # stage 1: transitions per expert in the replay buffer
+    batch_size: aib_run.Count = 256  # stage 1: transitions of each expert per gradient step
+    gamma: aib_run.Fraction = 0.99  # discount factor
+    tau: aib_run.Fraction = 0.01  # stage 1: smoothing coefficient of the target networks
+    expert_lr: aib_run.Fraction = 1e-4  # stage 1: learning rate of policies and Q-functions
+    noise_steps: aib_run.Count = 100_000  # stage 1: steps in which the noise falls from 1.0 to 0.1
+    rollouts: aib_run.Count = 10  # stage 1: rollouts of every final expert in the data set
     dataset: str = ""  # directory of a run whose data set is taken, with its stage 1's flags; only stage 2 is done then
-    held_out: float = 0.0  # stage 2: fraction of the training contexts that it does not see, at most all but one
-    model: Literal["hyper", "mlp"] = "hyper"  # stage 2: generate networks from the context, or give it them as input
+    held_out: aib_run.Fraction = 0.0  # stage 2: part of the training contexts that it does not see, at most all but one
+    model: Literal["hyper", "mlp"] = "hyper"  # stage 2: generate networks from the context, or give it them as an input
     q: bool = True  # stage 2: learn the Q-function, too?
     td: bool = True  # stage 2: the TD term for the Q-function's target, too?
-    epochs: int = 500  # stage 2: in each, as many tuples are drawn as the data set has
-    hyper_batch_size: int = 512  # stage 2: tuples per gradient step, rounded up to as many of every context
-    hyper_lr: float = 1e-4  # stage 2: learning rate
+    epochs: aib_run.Count = 500  # stage 2: in each, as many tuples are drawn as the data set has
+    eval_epochs: aib_run.Count = 50  # stage 2: epochs between evaluations with 1 rollout per context
+    hyper_batch_size: aib_run.Count = 512  # stage 2: tuples per gradient step, rounded up to as many of every context
+    hyper_lr: aib_run.Fraction = 1e-4  # stage 2: learning rate
 
 
-STAGE_1 = "total_timesteps", "learning_starts", "buffer_size", "batch_size", "gamma", "tau", "expert_lr", "noise_steps"
 WIDTH = 256  # size of the networks' layers
-UPDATE_EVERY, POLICY_DELAY = 2, 2  # experts learn every second vector step, their policies every second time
-LOSS_WEIGHTS = {"action": 1.0, "value": 0.01, "td": 0.01}  # Eqs. 4, 5
+UPDATE_EVERY = 2  # experts learn every second vector step,
+POLICY_DELAY = 2  # and their policies every second time
+LOSS_WEIGHTS = {"action": 1.0, "value": 0.01, "td": 0.01}  # of stage 2 (Eqs. 4, 5)
 
 
 def method_name(args):
+    """The method's name with these flags, as in tools/methods.py."""
     if args.td and not args.q:
-        aib_tools.fail("--no-q needs --no-td, for that term is about Q")
-    names = {"hyper": ("HyperZero-noQ", "HyperZero-noTD", "HyperZero"), "mlp": ("MLP", "UVFA-noTD", "UVFA")}
-    return names[args.model][args.q + args.td]
+        aib_run.fail("--no-q needs --no-td, for that term is about Q")
+    if args.model == "mlp" and not args.q:
+        return "MLP"
+    name = "UVFA" if args.model == "mlp" else "HyperZero"
+    if not args.q:
+        return name + "-noQ"
+    if not args.td:
+        return name + "-noTD"
+    return name
 
 
-# -------------------------------------- Stage 1: stacked experts and their data set -----------------------------------
+# ---------------------------------------------- Stage 1: stacked experts ----------------------------------------------
 # n agents learn at once: a layer holds the weights of all of them, and one batched product applies them. They share
 # nothing: losses are summed over agents, so that each gradient is the agent's own, and Adam works element by element.
 
@@ -95,7 +88,12 @@ class StackedLinear(nn.Module):
 
 
 def mlp(linear, inputs, outputs):
+    """Three layers; `linear` is the class that they are of."""
     return nn.Sequential(linear(inputs, WIDTH), nn.ReLU(), linear(WIDTH, WIDTH), nn.ReLU(), linear(WIDTH, outputs))
+
+
+def adam(parameters, lr):
+    return torch.optim.Adam(parameters, lr=lr, fused=True, capturable=True)  # capturable: for --cuda-graph
 
 
 class Experts(nn.Module):
@@ -103,110 +101,175 @@ class Experts(nn.Module):
 
     def __init__(self, n, obs_dim, act_dim, args):
         super().__init__()
-        self.args, linear = args, functools.partial(StackedLinear, n)
+        self.args = args
+        linear = functools.partial(StackedLinear, n)
         self.actor = mlp(linear, obs_dim, act_dim)
-        self.qf1, self.qf2 = mlp(linear, obs_dim + act_dim, 1), mlp(linear, obs_dim + act_dim, 1)
-        self.targets = copy.deepcopy(nn.ModuleList([self.actor, self.qf1, self.qf2]))
-        adam = functools.partial(torch.optim.Adam, lr=args.expert_lr, fused=True)
-        self.q_optimizer = adam([*self.qf1.parameters(), *self.qf2.parameters()])
-        self.actor_optimizer = adam(self.actor.parameters())
+        self.qf1 = mlp(linear, obs_dim + act_dim, 1)
+        self.qf2 = mlp(linear, obs_dim + act_dim, 1)
+        self.actor_target = copy.deepcopy(self.actor)
+        self.qf1_target = copy.deepcopy(self.qf1)
+        self.qf2_target = copy.deepcopy(self.qf2)
+        self.q_optimizer = adam([*self.qf1.parameters(), *self.qf2.parameters()], args.expert_lr)
+        self.actor_optimizer = adam(self.actor.parameters(), args.expert_lr)
 
     @torch.inference_mode()
     def act(self, obs, history=None, std=0.0):
-        """obs [n, obs_dim] -> actions [n, act_dim] (NumPy) of each agent, with noise of standard deviation `std`."""
-        actions = self.actor(torch.from_numpy(obs).to(self.actor[0].bias.device)[:, None])[:, 0].tanh()
-        return (actions + std * torch.randn_like(actions)).clamp(-1, 1).cpu().numpy() if std else actions.cpu().numpy()
+        """obs [n, obs_dim] -> each agent's action [n, act_dim] (NumPy), with noise of standard deviation `std`."""
+        obs = torch.from_numpy(obs).to(self.actor[0].bias.device)
+        actions = self.actor(obs[:, None])[:, 0].tanh()
+        if std > 0:
+            actions = (actions + std * torch.randn_like(actions)).clamp(-1, 1)
+        return actions.cpu().numpy()
 
-    def update(self, obs, actions, next_obs, rewards, noise, policy_turn):
-        """One gradient step on each agent's own batch [n, batch, ...]. Returns the losses, means over agents."""
-        obs_actions, losses = torch.cat([obs, actions], 2), {}
+    def update(self, obs, actions, next_obs, rewards, noise, update_policy):
+        """One gradient step on each agent's own batch [n, batch, ...]; the target policies' actions get `noise`
+        [n, batch, act_dim]. Returns the losses, means over agents."""
+        losses = {}
+        obs_actions = torch.cat([obs, actions], 2)
 
         # Critics. Episodes end by time limit only, so the target always bootstraps.
         with torch.no_grad():
-            actor_target, qf1_target, qf2_target = self.targets
-            next_actions = (actor_target(next_obs).tanh() + noise).clamp(-1, 1)
+            next_actions = (self.actor_target(next_obs).tanh() + noise).clamp(-1, 1)
             next_obs_actions = torch.cat([next_obs, next_actions], 2)
-            qf_next = torch.min(qf1_target(next_obs_actions), qf2_target(next_obs_actions))
-            next_q_value = rewards + self.args.gamma * qf_next.squeeze(2)
-        qf1, qf2 = self.qf1(obs_actions).squeeze(2), self.qf2(obs_actions).squeeze(2)
-        losses["qf"] = ((qf1 - next_q_value) ** 2 + (qf2 - next_q_value) ** 2).mean(1)  # [n]
+            qf1_next = self.qf1_target(next_obs_actions)
+            qf2_next = self.qf2_target(next_obs_actions)
+            next_q_value = rewards + self.args.gamma * torch.min(qf1_next, qf2_next).squeeze(2)
+        qf1 = self.qf1(obs_actions).squeeze(2)
+        qf2 = self.qf2(obs_actions).squeeze(2)
+        qf_losses = ((qf1 - next_q_value) ** 2 + (qf2 - next_q_value) ** 2).mean(1)  # [n]
         self.q_optimizer.zero_grad()
-        losses["qf"].sum().backward()
+        qf_losses.sum().backward()
         self.q_optimizer.step()
+        losses["qf_loss"] = qf_losses.mean()
 
-        # Policies and target networks
-        if policy_turn:
-            losses["actor"] = -self.qf1(torch.cat([obs, self.actor(obs).tanh()], 2)).mean((1, 2))  # [n]
+        if update_policy:
+            pi = self.actor(obs).tanh()
+            actor_losses = -self.qf1(torch.cat([obs, pi], 2)).mean((1, 2))  # [n]
             self.actor_optimizer.zero_grad()
-            losses["actor"].sum().backward(inputs=list(self.actor.parameters()))  # no gradients for the Q-functions
+            actor_losses.sum().backward(inputs=list(self.actor.parameters()))  # none for the Q-functions
             self.actor_optimizer.step()
-            with torch.no_grad():
-                sources = [*self.actor.parameters(), *self.qf1.parameters(), *self.qf2.parameters()]
-                torch._foreach_lerp_(list(self.targets.parameters()), sources, self.args.tau)
-        return {name: loss.detach().mean() for name, loss in losses.items()}
+            losses["actor_loss"] = actor_losses.mean()
+            self.update_targets()
+        return {name: loss.detach() for name, loss in losses.items()}
+
+    @torch.no_grad()
+    def update_targets(self):
+        """Moves the target networks a little towards the others."""
+        pairs = [(self.actor, self.actor_target), (self.qf1, self.qf1_target), (self.qf2, self.qf2_target)]
+        for network, target in pairs:
+            for source, slow in zip(network.parameters(), target.parameters(), strict=True):
+                slow.lerp_(source, self.args.tau)
+
+
+# ------------------------------------------ Replay buffer and experts' data set ---------------------------------------
 
 
 class StackedReplay:
-    """Finished episodes of each expert, laid out as in aib_envs.History. The first row of obs is not used."""
+    """Finished episodes of each expert, laid out as in aib_envs.History: T steps each."""
 
     def __init__(self, history, buffer_size, device):
-        self.episodes, self.added = buffer_size // history.rewards.shape[1], 0
-        for name in ("obs", "actions", "rewards", "lengths"):
-            shape, dtype = getattr(history, name).shape, getattr(torch, getattr(history, name).dtype.name)
-            setattr(self, name, torch.zeros(shape[0], self.episodes, *shape[1:], dtype=dtype, device=device))
+        n, steps = history.rewards.shape
+        self.num_episodes = buffer_size // steps  # of each expert
+        self.num_added = 0
+        shape = (n, self.num_episodes)
+        self.obs = torch.zeros(*shape, *history.obs.shape[1:], device=device)
+        self.next_obs = torch.zeros_like(self.obs)
+        self.actions = torch.zeros(*shape, *history.actions.shape[1:], device=device)
+        self.rewards = torch.zeros(*shape, steps, device=device)
+        self.lengths = torch.zeros(*shape, dtype=torch.long, device=device)  # until the simulation diverged, if it did
 
     def add(self, history):
         """Stores a finished episode, in the place of the oldest."""
-        for name in ("obs", "actions", "rewards", "lengths"):
-            getattr(self, name)[:, self.added % self.episodes] = torch.from_numpy(getattr(history, name))
-        self.ends = self.lengths.cumsum(1)  # where each episode ends in the list of all steps of an expert
-        self.added += 1
+        i = self.num_added % self.num_episodes
+        self.obs[:, i] = torch.from_numpy(history.obs)
+        self.next_obs[:, i] = torch.from_numpy(history.next_obs)
+        self.actions[:, i] = torch.from_numpy(history.actions)
+        self.rewards[:, i] = torch.from_numpy(history.rewards)
+        self.lengths[:, i] = torch.from_numpy(history.lengths)
+        self.num_added += 1
+
+    def draw(self, batch_size):
+        """Steps drawn uniformly from each expert's own, as places (expert [n, 1], episode [n, batch], t [n, batch])."""
+        n = len(self.obs)
+        ends = self.lengths.cumsum(1)  # where each episode ends in the list of all steps of an expert
+        i = (torch.rand(n, batch_size, device=self.obs.device) * ends[:, -1:]).long()
+        episode = torch.searchsorted(ends, i, right=True)  # the one that step i lies in
+        episode = episode.clamp(max=self.num_episodes - 1)  # of an expert without any step
+        t = i - ends.gather(1, episode) + self.lengths.gather(1, episode)
+        expert = torch.arange(n, device=self.obs.device)[:, None]
+        return expert, episode, t
 
     def sample(self, batch_size):
-        """Steps drawn uniformly from each expert's own: obs, actions, next_obs, rewards, all [n, batch, ...], and the
-        place that they have in the tensors here. From a simulation's divergence on they are never drawn."""
-        i = (torch.rand(len(self.obs), batch_size, device=self.obs.device) * self.ends[:, -1:]).long()
-        episode = torch.searchsorted(self.ends, i, right=True).clamp(max=self.episodes - 1)  # max: all are empty
-        t = i - self.ends.gather(1, episode) + self.lengths.gather(1, episode)
-        row = torch.arange(len(self.obs), device=self.obs.device)[:, None]
-        obs, next_obs = self.obs[row, episode, 1 + t], self.obs[row, episode, 2 + t]
-        return obs, self.actions[row, episode, t], next_obs, self.rewards[row, episode, t], (row, episode, t)
+        """Each expert's obs, actions, next_obs, rewards, all [n, batch, ...]."""
+        at = self.draw(batch_size)
+        return self.obs[at], self.actions[at], self.next_obs[at], self.rewards[at]
 
 
-def collect(envs, experts, args, history, env_steps):
-    """Rollouts of the experts without noise, as a `StackedReplay`. Its q [n, rollouts, T] is the smaller of the values
-    that an expert's two Q-functions give to its actions; its env_steps is what the experts and it have cost."""
-    n, steps = history.rewards.shape
-    dataset = StackedReplay(history, args.rollouts * steps, experts.actor[0].bias.device)
-    for rollout in range(args.rollouts):
-        history.begin()
-        obs, _ = envs.reset(seed=aib_envs.reset_seeds(n, 2, args.seed, rollout))
-        for _ in range(steps):
-            actions = experts.act(obs)
-            next_obs, rewards, _, _, infos = envs.step(actions)
-            history.add(obs, actions, rewards, next_obs, infos["diverged"])
-            obs = next_obs
-        dataset.add(history)
-    with torch.no_grad():
-        parts = torch.cat([dataset.obs[:, :, 1:-1], dataset.actions], 3).unbind(1)  # one for each rollout
-        dataset.q = torch.stack([torch.min(experts.qf1(x), experts.qf2(x)).squeeze(2) for x in parts], 1)
-    dataset.env_steps = env_steps + args.rollouts * steps * n
-    return dataset
+class DataSet(StackedReplay):
+    """What each final expert does, and what it thinks of that: q [n, rollouts, T] is the smaller of the values that its
+    two Q-functions give. env_steps: what the experts and these rollouts have cost."""
+
+    def __init__(self, history, rollouts, device):
+        steps = history.rewards.shape[1]
+        super().__init__(history, rollouts * steps, device)
+        self.q = torch.zeros_like(self.rewards)
+        self.env_steps = 0
+
+    def record(self, envs, experts, history, seed):
+        """Fills it with rollouts of the experts without noise."""
+        n, steps = history.rewards.shape
+        for rollout in range(self.num_episodes):
+            history.begin()
+            obs, _ = envs.reset(seed=aib_envs.reset_seeds(n, 2, seed, rollout))
+            for _ in range(steps):
+                actions = experts.act(obs)
+                next_obs, rewards, _, _, infos = envs.step(actions)
+                history.add(obs, actions, rewards, next_obs, infos["diverged"])
+                obs = next_obs
+            self.add(history)
+            with torch.no_grad():
+                obs_actions = torch.cat([self.obs[:, rollout], self.actions[:, rollout]], 2)
+                q = torch.min(experts.qf1(obs_actions), experts.qf2(obs_actions))
+            self.q[:, rollout] = q.squeeze(2)
+
+    def sample(self, batch_size):
+        """Each expert's obs, actions, next_obs, rewards, q, all [n, batch, ...]."""
+        at = self.draw(batch_size)
+        return self.obs[at], self.actions[at], self.next_obs[at], self.rewards[at], self.q[at]
+
+    def expert_returns(self):
+        """Mean return of each expert."""
+        return self.rewards.double().sum(2).mean(1).tolist()
 
 
-def read_dataset(directory, args, history, device):
-    """The data set of a run, whose stage 1's flags go into `args`; ends the program with one line if it cannot."""
-    with aib_tools.reading(Path(directory) / "dataset.pt") as path:
-        data = aib_tools.read_tensors(path)
-        if data["env_id"] != args.env_id:
-            raise ValueError(f"it is of {data['env_id']}, which should be {args.env_id}")
-        defaults = vars(Args()) | {"total_timesteps": aib_envs.get_task(args.env_id).total_timesteps}
-        for name, value in data["args"].items():
-            if getattr(args, name) not in ((value,) if args.resume else (value, defaults[name])):
-                raise ValueError(f"its experts had --{name.replace('_', '-')} {value}")
+STAGE_1 = (  # what a data set depends on
+    *("total_timesteps", "learning_starts", "buffer_size", "batch_size", "gamma", "tau", "expert_lr", "noise_steps"),
+    "rollouts",
+)
+
+
+def write_dataset(path, args, dataset):
+    flags = {name: getattr(args, name) for name in STAGE_1}
+    aib_run.write(path, {"env_id": args.env_id, "args": flags, "dataset": vars(dataset)})
+
+
+def read_dataset(args, history, device):
+    """The data set of the run --dataset, whose stage 1's flags go into `args`; ends the program with one line if it
+    cannot be used."""
+    defaults = vars(Args()) | {"total_timesteps": aib_envs.get_task(args.env_id).total_timesteps}
+    with aib_run.reading(Path(args.dataset) / "dataset.pt") as path:
+        found = aib_run.read_tensors(path)
+        if found["env_id"] != args.env_id:
+            raise ValueError(f"it is of {found['env_id']}, which should be {args.env_id}")
+        for name, value in found["args"].items():
+            if getattr(args, name) not in (value, defaults[name]):
+                raise ValueError(f"its experts had {aib_run.flag(name)} {value}")
             setattr(args, name, value)
-        dataset = StackedReplay(history, args.rollouts * history.rewards.shape[1], device)
-        vars(dataset).update({k: v.to(device) if torch.is_tensor(v) else v for k, v in data["dataset"].items()})
+        dataset = DataSet(history, args.rollouts, device)
+        if found["dataset"].keys() != vars(dataset).keys():
+            raise ValueError("it is of another version of this script")
+        for name, value in found["dataset"].items():
+            setattr(dataset, name, value.to(device) if torch.is_tensor(value) else value)
         return dataset
 
 
@@ -214,59 +277,74 @@ def read_dataset(directory, args, history, device):
 
 
 class Residual(nn.Sequential):
+    """x + Linear(ReLU(Linear(ReLU(x))))."""
+
+    def __init__(self, width):
+        super().__init__(nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, width))
+
     def forward(self, x):
         return x + super().forward(x)
 
 
+def embedding(inputs, outputs):
+    """A part of the task embedding."""
+    return nn.Sequential(nn.Linear(inputs, outputs), Residual(outputs), Residual(outputs))
+
+
 class Heads(nn.Module):
-    """[n, 256] -> n networks: w1 [n, inputs, 256], b1 [n, 1, 256], w2 [n, 256, outputs], b2 [n, 1, outputs]."""
+    """Task embeddings [n, 256] -> n networks: w1 [n, inputs, 256], b1 [n, 1, 256], w2 [n, 256, outputs],
+    b2 [n, 1, outputs]."""
 
     def __init__(self, inputs, outputs):
         super().__init__()
-        self.first, self.last = nn.Linear(256, (inputs + 1) * WIDTH), nn.Linear(256, (WIDTH + 1) * outputs)
+        self.first = nn.Linear(256, (inputs + 1) * WIDTH)
+        self.last = nn.Linear(256, (WIDTH + 1) * outputs)
         for head, bound in ((self.first, 0.05), (self.last, 0.008)):
             nn.init.uniform_(head.weight, -bound, bound)
             nn.init.zeros_(head.bias)
 
-    def forward(self, embedding):
-        first = self.first(embedding).unflatten(1, (-1, WIDTH))  # the last row is the bias
-        last = self.last(embedding).unflatten(1, (WIDTH + 1, -1))
+    def forward(self, x):
+        first = self.first(x).unflatten(1, (-1, WIDTH))  # [n, inputs + 1, 256], the last row is the bias
+        last = self.last(x).unflatten(1, (WIDTH + 1, -1))  # [n, 257, outputs]
         return first[:, :-1], first[:, -1:], last[:, :-1], last[:, -1:]
 
 
 def apply_generated(w1, b1, w2, b2, x):
     """n generated networks, each on its own inputs: [n, batch, inputs] -> [n, batch, outputs]."""
-    return torch.baddbmm(b2, F.relu(torch.baddbmm(b1, x, w1)), w2)
+    hidden = F.relu(torch.baddbmm(b1, x, w1))
+    return torch.baddbmm(b2, hidden, w2)
 
 
 class TaskHypernetwork(nn.Module):
-    """Contexts [n, inputs] -> for each (i, o) of `sizes` a function: n networks [n, batch, i] -> [n, batch, o]."""
+    """Contexts [n, dimensions] -> for each (inputs, outputs) of `sizes` a function, which is n generated networks:
+    [n, batch, inputs] -> [n, batch, outputs]."""
 
-    def __init__(self, inputs, sizes):
+    def __init__(self, dimensions, sizes):
         super().__init__()
-        block = lambda width: Residual(nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, width))
-        part = lambda i, o: nn.Sequential(nn.Linear(i, o), block(o), block(o))
-        self.embed = nn.Sequential(part(inputs, 64), part(64, 128), part(128, 256))
+        self.embed = nn.Sequential(embedding(dimensions, 64), embedding(64, 128), embedding(128, 256))
         self.heads = nn.ModuleList(Heads(*size) for size in sizes)
 
     def forward(self, context):
-        embedding = self.embed(context)
-        return [functools.partial(apply_generated, *heads(embedding)) for heads in self.heads]
+        x = self.embed(context)
+        return [functools.partial(apply_generated, *heads(x)) for heads in self.heads]
 
 
 class ContextMLP(nn.Module):
     """The same, but of MLPs with the context as an input. Policy (0 in place of a) and Q-function share one layer."""
 
-    def __init__(self, inputs, sizes):
+    def __init__(self, dimensions, sizes):
         super().__init__()
-        self.inputs = sizes[-1][0]
-        self.first = nn.Linear(self.inputs + inputs, WIDTH)
-        self.rest = nn.ModuleList(mlp(nn.Linear, WIDTH, o)[1:] for _, o in sizes)
+        self.inputs, _ = sizes[-1]
+        self.first = nn.Linear(self.inputs + dimensions, WIDTH)
+        self.rest = nn.ModuleList(mlp(nn.Linear, WIDTH, outputs)[1:] for _, outputs in sizes)
 
     def forward(self, context):
-        pad = lambda x: F.pad(x, (0, self.inputs - x.shape[2]))
-        join = lambda x: torch.cat([pad(x), context[:, None].expand(-1, x.shape[1], -1)], 2)
-        return [lambda x, rest=rest: rest(self.first(join(x))) for rest in self.rest]
+        return [functools.partial(self.with_context, rest, context) for rest in self.rest]
+
+    def with_context(self, rest, context, x):
+        x = F.pad(x, (0, self.inputs - x.shape[2]))
+        context = context[:, None].expand(-1, x.shape[1], -1)
+        return rest(self.first(torch.cat([x, context], 2)))
 
 
 class Agent(nn.Module):
@@ -274,19 +352,27 @@ class Agent(nn.Module):
 
     def __init__(self, obs_dim, act_dim, args):
         super().__init__()
-        self.args, self.context_dim = args, len(aib_envs.get_task(args.env_id).dimensions)
+        self.args = args
         self.window_size = 0  # no window, so no warm-up
-        obs_dim -= self.context_dim
-        sizes = [(obs_dim, act_dim), (obs_dim + act_dim, 1)] if args.q else [(obs_dim, act_dim)]
-        self.model = {"hyper": TaskHypernetwork, "mlp": ContextMLP}[args.model](self.context_dim, sizes)
-        self.optimizer = torch.optim.Adam(self.parameters(), lr=args.hyper_lr, fused=True)
+        task = aib_envs.get_task(args.env_id)
+        self.context_dim = len(task.dimensions)
+        sizes = [(task.obs_dim, act_dim)]
+        if args.q:
+            sizes.append((task.obs_dim + act_dim, 1))
+        model = {"hyper": TaskHypernetwork, "mlp": ContextMLP}[args.model]
+        self.model = model(self.context_dim, sizes)
+        self.optimizer = adam(self.parameters(), args.hyper_lr)
+        self.context = torch.zeros(0)  # in which it has acted last,
+        self.policy = None  # and its policy there
 
     @torch.inference_mode()
     def act(self, obs, history, training=False):
         """obs [n, obs_dim] -> deterministic actions [n, act_dim] (all NumPy)."""
-        obs, context = torch.from_numpy(obs).to(next(self.parameters()).device).tensor_split([-self.context_dim], 1)
-        if history.t == 0 or not torch.equal(context, self.context):  # constant in episodes but for report.py
-            self.policy, self.context = self.model(context)[0], context.clone()
+        obs = torch.from_numpy(obs).to(next(self.parameters()).device)
+        obs, context = obs.tensor_split([-self.context_dim], dim=1)
+        if history.t == 0 or not torch.equal(context, self.context):  # it may be flipped within an episode
+            self.context = context.clone()
+            self.policy, *_ = self.model(context)
         return self.policy(obs[:, None])[:, 0].tanh().cpu().numpy()
 
     def losses(self, context, obs, actions, next_obs, rewards, q):
@@ -294,7 +380,8 @@ class Agent(nn.Module):
         policy, *qf = self.model(context)
         losses = {"action": F.mse_loss(policy(obs).tanh(), actions)}
         if self.args.q:
-            losses["value"] = F.mse_loss(qf[0](torch.cat([obs, actions], 2)).squeeze(2), q)
+            values = qf[0](torch.cat([obs, actions], 2)).squeeze(2)
+            losses["value"] = F.mse_loss(values, q)
         if self.args.td:  # r + gamma Q(s', a') is what learns, towards the known value; a' is a constant
             next_actions = policy(next_obs).tanh().detach()
             qf_next = qf[0](torch.cat([next_obs, next_actions], 2)).squeeze(2)
@@ -310,57 +397,6 @@ class Agent(nn.Module):
         return {name: loss.detach() for name, loss in losses.items()}
 
 
-# --------------------------------------------------------- Run --------------------------------------------------------
-# config.json, metrics.jsonl, checkpoint.pt, agent.pt and results.json in its directory. None of it is about the method.
-
-STOP = []  # signals that have asked for an end
-
-
-def open_run(args):
-    """A new directory, or that of --resume; its configuration; its metrics.jsonl, which also locks it."""
-    if args.resume:
-        run, config = Path(args.resume), aib_tools.read_config(args.resume, Args)
-    else:
-        method = method_name(args)
-        run = Path(args.run_dir) / f"{args.env_id}__{method}__{args.seed}__{time.time_ns() // 1_000_000}"
-        config = {"run": run.name, "script": Path(__file__).name, "method": method} | aib_tools.provenance()
-        run.mkdir(parents=True)
-    config["args"] = {k: v for k, v in vars(args).items() if k not in ("resume", "eval_only", "context")}
-    return run, config, aib_tools.lock(run / "metrics.jsonl", new=not args.resume)
-
-
-def save_checkpoint(path, config, agent, buffer, progress):
-    """Writes all that the next episode depends on. The environments are not in it: they begin with a reset by seed."""
-    optimizers = {name: x.state_dict() for name, x in vars(agent).items() if isinstance(x, torch.optim.Optimizer)}
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
-    state = {"agent": agent.state_dict(), "optimizers": optimizers, "buffer": vars(buffer)}
-    state["origin"] = aib_tools.origin(config)
-    aib_tools.write(path, state | {"generators": [torch.get_rng_state(), *cuda], "progress": progress})
-
-
-def load_checkpoint(path, config, agent, buffer):
-    """Takes up what `save_checkpoint` has written; returns the progress."""
-    with aib_tools.reading(path):
-        state = aib_tools.read_tensors(path)
-        aib_tools.check_origin(state["origin"], config)
-        agent.load_state_dict(state["agent"])
-        for name, optimizer in state["optimizers"].items():
-            getattr(agent, name).load_state_dict(optimizer)
-        for name, value in state["buffer"].items():
-            setattr(buffer, name, value.to(buffer.obs.device) if torch.is_tensor(value) else value)
-        torch.set_rng_state(state["generators"][0])
-        if torch.cuda.is_initialized():
-            torch.cuda.set_rng_state_all(state["generators"][1:])
-        return state["progress"]
-
-
-def on_signal(number, frame):
-    """SIGTERM and Ctrl-C ask for an end at the next safe point; after that, Ctrl-C ends at once."""
-    STOP.append(number)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    os.write(2, b"\nstopping at the end of the episode, or of the last evaluation\n")
-
-
 # ------------------------------------------------------ Training ------------------------------------------------------
 
 
@@ -369,179 +405,109 @@ def make_envs(args, contexts, **options):
 
 
 def make_agent(args, envs):
-    torch.set_flush_denormal(True)  # numbers below 1e-38 would be a hundred times slower than others
-    device = torch.device("cuda" if torch.cuda.is_available() and args.cuda else "cpu")
-    return Agent(envs.single_observation_space.shape[0], envs.single_action_space.shape[0], args).to(device)
+    obs_dim = envs.single_observation_space.shape[0]
+    act_dim = envs.single_action_space.shape[0]
+    return Agent(obs_dim, act_dim, args).to(aib_run.device(args))
 
 
-def capture_video(args, agent, run):
-    import aib_render  # it takes MuJoCo's renderer, which training can do without
+def train_experts(args, run, experts, replay, history):
+    """Stage 1: n experts, each in its own training context."""
+    contexts = aib_envs.context_set(args.env_id, "train")
+    envs = aib_envs.make_vec(args.env_id, contexts)
+    eval_envs = aib_envs.make_vec(args.env_id, contexts)
+    n, steps = history.rewards.shape
+    act_dim = envs.single_action_space.shape[0]
 
-    envs = make_envs(args, [args.context] if args.context else aib_render.modes(args.env_id), render_mode="rgb_array")
-    aib_render.record(envs, agent.act, agent.window_size, run / "video.gif")
+    while run.global_step < args.total_timesteps:
+        history.begin()  # an episode in all training contexts at once
+        obs, _ = envs.reset(seed=aib_envs.reset_seeds(n, 0, args.seed, run.episode, 0))
+        for t in range(steps):
+            learning = run.episode * steps + t >= args.learning_starts
+            std = max(1 - 0.9 * run.global_step / args.noise_steps, 0.1)  # of the explorers' and the targets' noise
+            actions = experts.act(obs, std=std) if learning else 2 * torch.rand(n, act_dim).numpy() - 1
+            next_obs, rewards, _, _, infos = envs.step(actions)
+            history.add(obs, actions, rewards, next_obs, infos["diverged"])
+            obs = next_obs
+            run.add_env_steps(n)
+            if not learning:
+                continue
+
+            if run.global_step % args.eval_every == 0:
+                returns, _ = aib_envs.evaluate(eval_envs, experts.act, window=0, rollouts=1)
+                run.log({"experts": returns[:, 0].tolist()}, f"experts' mean return {returns.mean():.1f}")
+            losses = {}
+            if run.global_step % UPDATE_EVERY == 0:
+                batch = replay.sample(args.batch_size)
+                noise = (std * torch.randn(n, args.batch_size, act_dim, device=replay.obs.device)).clamp(-0.3, 0.3)
+                update_policy = run.global_step % (UPDATE_EVERY * POLICY_DELAY) == 0
+                losses = experts.update(*batch, noise, update_policy)
+            run.advance(losses)
+            if run.global_step == args.total_timesteps:
+                break
+        if t == steps - 1:  # the episode is finished
+            replay.add(history)
+            run.end_episode(history)
 
 
-def evaluate_only(args):
-    """Repeats the last evaluation of a finished run, or rolls out in the one --context."""
-    envs = make_envs(args, [args.context] if args.context else aib_envs.eval_contexts(args.env_id))
-    run, agent = Path(args.eval_only), make_agent(args, envs)
-    with aib_tools.reading(run / "agent.pt") as path:
-        agent.load_state_dict(aib_tools.read_tensors(path))
-    returns = aib_envs.evaluate(envs, agent.act, agent.window_size, args.eval_rollouts)
-    if args.context:
-        print(f"{args.context}: return {returns.mean():.1f}, from {returns.min():.1f} to {returns.max():.1f}")
-    else:
-        print("AER", ", ".join(f"{split} {r.mean():.1f}" for split, r in aib_envs.by_split(returns).items()))
-    if args.capture_video:
-        capture_video(args, agent, run)
+def train_agent(args, run, agent, dataset):
+    """Stage 2: one agent, which imitates all experts but those of the contexts that are held out."""
+    contexts = aib_envs.context_set(args.env_id, "train")
+    eval_envs = make_envs(args, aib_envs.eval_contexts(args.env_id))
+    n = len(contexts)
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(args.seed)).tolist()
+    num_held_out = min(round(args.held_out * n), n - 1)
+    held_out = sorted(order[:num_held_out])
+    seen = sorted(order[num_held_out:])
+    vectors = [aib_envs.context_vector(args.env_id, contexts[i], scaled=True).tolist() for i in seen]
+    vectors = torch.tensor(vectors, device=dataset.obs.device)  # [seen, dimensions]
+    batch_size = -(-args.hyper_batch_size // len(seen))  # of each context, whose networks are generated once
+    num_updates = -(-dataset.rewards[0].numel() // batch_size)  # of an epoch
+    experts = dataset.expert_returns()
+
+    for epoch in range(run.global_step - args.total_timesteps, args.epochs):
+        if epoch % args.eval_epochs == 0:
+            evaluation = aib_envs.evaluate(eval_envs, agent.act, agent.window_size, rollouts=1)
+            run.log_evaluation(*evaluation, {"epoch": epoch, "experts": experts})
+        for _ in range(num_updates):
+            batch = dataset.sample(batch_size)
+            losses = agent.update(vectors, *(part[seen] for part in batch))
+        run.advance(losses)  # its step is an epoch now
+        run.safe_point(run.global_step == run.total_steps or (epoch + 1) % args.eval_epochs == 0)
+
+    evaluation = aib_envs.evaluate(eval_envs, agent.act, agent.window_size, args.eval_rollouts)
+    run.finish(*evaluation, {"epoch": args.epochs, "experts": experts}, experts=experts, held_out=held_out)
 
 
 def train(args):
     torch.manual_seed(args.seed)
-    contexts, task = aib_envs.context_set(args.env_id, "train"), aib_envs.get_task(args.env_id)
-    envs, expert_envs = (aib_envs.make_vec(args.env_id, contexts) for _ in range(2))
-    eval_envs = make_envs(args, aib_envs.eval_contexts(args.env_id))
-    agent, n = make_agent(args, eval_envs), envs.num_envs
-    device = next(agent.parameters()).device
-    history = aib_envs.History(n, 0, task.steps, task.obs_dim, task.act_dim)
-    dataset = read_dataset(args.dataset, args, history, device) if args.dataset else None
+    task = aib_envs.get_task(args.env_id)
+    if min(args.learning_starts, args.buffer_size) < task.steps:
+        aib_run.fail(f"--learning-starts and --buffer-size must be at least {task.steps}: {args.env_id}'s episode")
+    device = aib_run.device(args)
+    contexts = aib_envs.context_set(args.env_id, "train")
+    n = len(contexts)
+    agent = make_agent(args, make_envs(args, [{}]))
     experts = Experts(n, task.obs_dim, task.act_dim, args).to(device)
-    buffer = StackedReplay(history, args.buffer_size, device)
+    history = aib_envs.History(n, 0, task.steps, task.obs_dim, task.act_dim)
+    if args.dataset and not aib_run.has_checkpoint(args):
+        dataset = read_dataset(args, history, device)
+    else:
+        dataset = DataSet(history, args.rollouts, device)  # to be filled by stage 1, or from the checkpoint
+    replay = StackedReplay(history, args.buffer_size, device)
+    steps = args.total_timesteps + args.epochs
+    run = aib_run.Run(args, method_name(args), agent, dataset, stage_1=(experts, replay), total_steps=steps)
 
-    run, config, metrics_file = open_run(args)
-    checkpoint, clock = run / "checkpoint.pt", time.perf_counter()
-    progress = 0, 0, 0, -1, {}, dict.fromkeys(("env", "update", "fit", "eval", "save"), 0.0), 0
-    if checkpoint.exists():
-        with aib_tools.reading(checkpoint) as path:
-            in_stage_2 = aib_tools.read_tensors(path)["progress"][3] >= 0  # the epoch, which is -1 in stage 1
-        dataset = dataset or (read_dataset(run, args, history, device) if in_stage_2 else None)
-        progress = load_checkpoint(checkpoint, config, *((agent, dataset) if in_stage_2 else (experts, buffer)))
-    global_step, env_steps, episode, epoch, losses, seconds, length = progress  # in stage 1 the epoch is -1
-    saved = global_step
-    aib_tools.check_resumable(run, args, global_step - max(epoch, 0), length)
-    aib_tools.write(run / "config.json", config)
-    metrics_file.truncate(length)  # what was written after the checkpoint will be written again
-    tracker = aib_tools.start_tracking(run) if args.track else None
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, on_signal)
-    bar = tqdm(initial=global_step, total=args.total_timesteps + args.epochs, unit="step", mininterval=5)
-    bar.set_description(run.name.rpartition("__")[0])
-
-    def lap(part):
-        nonlocal clock
-        clock, since = time.perf_counter(), clock
-        seconds[part] += clock - since
-
-    def log(metrics, text):
-        lap("eval")
-        metrics = {"global_step": global_step, "env_steps": env_steps} | metrics
-        metrics["losses"] = {name: loss.item() for name, loss in losses.items()}
-        metrics["seconds"] = {part: round(value, 2) for part, value in seconds.items()}
-        metrics_file.write(json.dumps(metrics) + "\n")
-        metrics_file.flush()
-        bar.write(f"step {global_step}: {text}")
-
-    def evaluate(rollouts):
-        """The benchmark's protocol. AER: average episodic return of a set."""
-        aib_tools.check_finite("weight", agent.state_dict(), global_step)
-        returns = aib_envs.by_split(aib_envs.evaluate(eval_envs, agent.act, agent.window_size, rollouts))
-        aer, by_context = ({split: r.mean(axis).tolist() for split, r in returns.items()} for axis in (None, 1))
-        text = "AER " + ", ".join(f"{split} {value:.1f}" for split, value in aer.items())
-        log({"epoch": epoch, "experts": expert_returns, "aer": aer, "returns": by_context}, text)
-        return returns
-
-    def save(learner, memory):
-        nonlocal length, saved
-        aib_tools.check_finite("weight or loss", learner.state_dict() | losses, global_step)
-        length = os.path.getsize(run / "metrics.jsonl")
-        progress, saved = (global_step, env_steps, episode, epoch, losses, seconds, length), global_step
-        save_checkpoint(checkpoint, config, learner, memory, progress)
-        lap("save")
-        if STOP:
-            aib_tools.fail(f"at step {global_step}; go on with: python {sys.argv[0]} --resume {run}", 128 + STOP[0])
-
-    # Stage 1
-    while not dataset and global_step < args.total_timesteps:
-        history.begin()  # an episode in all training contexts in lockstep
-        obs, _ = envs.reset(seed=aib_envs.reset_seeds(n, 0, args.seed, episode, 0))
-        for t in range(task.steps):
-            learning = episode * task.steps + t >= args.learning_starts
-            std = max(1 - 0.9 * global_step / args.noise_steps, 0.1)  # of the exploration noise
-            actions = experts.act(obs, std=std) if learning else 2 * torch.rand(n, task.act_dim).numpy() - 1
-            next_obs, rewards, _, _, infos = envs.step(actions)
-            history.add(obs, actions, rewards, next_obs, infos["diverged"])
-            obs, env_steps = next_obs, env_steps + n
-            lap("env")
-            if not learning:
-                continue
-            if global_step % args.eval_every == 0:
-                returns = aib_envs.evaluate(expert_envs, experts.act, 0, rollouts=1)
-                log({"experts": returns[:, 0].tolist()}, f"experts' mean return {returns.mean():.1f}")
-            if global_step % UPDATE_EVERY == 0:
-                *batch, _ = buffer.sample(args.batch_size)
-                noise = (std * torch.randn_like(batch[1])).clamp(-0.3, 0.3)  # of the target policies
-                losses |= experts.update(*batch, noise, global_step % (UPDATE_EVERY * POLICY_DELAY) == 0)
-                aib_tools.check_finite("loss", losses, global_step)
-                lap("update")
-            global_step += 1
-            bar.update()
-            if global_step == args.total_timesteps:
-                break
-        buffer.add(history)
-        episode += 1
-        if global_step < args.total_timesteps and (STOP or global_step // args.eval_every > saved // args.eval_every):
-            save(experts, buffer)
-
-    if not dataset:
-        aib_tools.check_finite("weight", experts.state_dict(), global_step)
-        dataset = collect(expert_envs, experts, args, history, env_steps)
-        flags = {name: getattr(args, name) for name in (*STAGE_1, "rollouts")}
-        aib_tools.write(run / "dataset.pt", {"env_id": args.env_id, "args": flags, "dataset": vars(dataset)})
-        lap("eval")
-    expert_returns = dataset.rewards.double().sum(2).mean(1).tolist()
-
-    if epoch < 0:  # stage 2 begins
+    if run.stage == 1:
+        if not args.dataset:
+            train_experts(args, run, experts, replay, history)
+            dataset.record(aib_envs.make_vec(args.env_id, contexts), experts, history, args.seed)
+            dataset.env_steps = run.env_steps + args.rollouts * task.steps * n
+            write_dataset(run.directory / "dataset.pt", args, dataset)
         torch.manual_seed(args.seed)  # so that --dataset gives the same stage 2
-        global_step, env_steps, epoch, losses, saved = args.total_timesteps, dataset.env_steps, 0, {}, -1
-    order = torch.randperm(n, generator=torch.Generator().manual_seed(args.seed))
-    held_out, seen = (sorted(part.tolist()) for part in order.tensor_split([min(round(args.held_out * n), n - 1)]))
-    vectors = [aib_envs.context_vector(args.env_id, contexts[i], scaled=True).tolist() for i in seen]
-    vectors, batch_size = torch.tensor(vectors, device=device), -(-args.hyper_batch_size // len(seen))
-    while epoch < args.epochs:
-        if global_step > saved and (STOP or epoch % args.eval_epochs == 0):
-            save(agent, dataset)
-        if epoch % args.eval_epochs == 0:
-            evaluate(rollouts=1)
-        for _ in range(-(-dataset.rewards[0].numel() // batch_size)):
-            *batch, place = dataset.sample(batch_size)  # [n, batch, ...]: each context's network is generated once
-            losses = agent.update(vectors, *(x[seen] for x in (*batch, dataset.q[place])))
-        aib_tools.check_finite("loss", losses, global_step)
-        lap("fit")
-        epoch, global_step = epoch + 1, global_step + 1  # vector steps of stage 1, and one for each epoch
-        bar.update()
-    if global_step > saved:
-        save(agent, dataset)
-
-    returns = {split: r.tolist() for split, r in evaluate(args.eval_rollouts).items()}  # [20, rollouts]
-    bar.close()
-    aib_tools.write(run / "agent.pt", agent.state_dict())
-    contexts = {split: aib_envs.context_set(args.env_id, split) for split in aib_envs.SPLITS}
-    results = {"method": config["method"], "args": config["args"], "contexts": contexts, "returns": returns}
-    aib_tools.write(run / "results.json", results | {"experts": expert_returns, "held_out": held_out})
-    if not args.keep_checkpoint:
-        checkpoint.unlink(missing_ok=True)
-    if args.capture_video:
-        capture_video(args, agent, run)
-    if tracker:
-        aib_tools.stop_tracking(tracker)
-    print(f"results: {run / 'results.json'}")
+        run.begin_stage_2(args.total_timesteps, dataset.env_steps)
+    train_agent(args, run, agent, dataset)
+    return run
 
 
 if __name__ == "__main__":
-    try:
-        args = aib_tools.parse_args(Args, __doc__)
-        evaluate_only(args) if args.eval_only else train(args)
-    except (OSError, MemoryError, torch.OutOfMemoryError) as error:  # a full disk, a full GPU, a read-only directory
-        aib_tools.fail(error)
-    except KeyboardInterrupt:
-        aib_tools.fail("stopped at once", 130)
+    aib_run.main(Args, train, make_envs, make_agent)
