@@ -449,15 +449,18 @@ def train_experts(args, run, experts, replay, history):
             run.end_episode(history)
 
 
+def split_contexts(n, fraction, seed):
+    """Which of n contexts are held out, at most all but one, and which are seen (sorted lists of their places)."""
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(seed)).tolist()
+    num_held_out = min(round(fraction * n), n - 1)
+    return sorted(order[:num_held_out]), sorted(order[num_held_out:])
+
+
 def train_agent(args, run, agent, dataset):
     """Stage 2: one agent, which imitates all experts but those of the contexts that are held out."""
     contexts = aib_envs.context_set(args.env_id, "train")
     eval_envs = make_envs(args, aib_envs.eval_contexts(args.env_id))
-    n = len(contexts)
-    order = torch.randperm(n, generator=torch.Generator().manual_seed(args.seed)).tolist()
-    num_held_out = min(round(args.held_out * n), n - 1)
-    held_out = sorted(order[:num_held_out])
-    seen = sorted(order[num_held_out:])
+    held_out, seen = split_contexts(len(contexts), args.held_out, args.seed)
     vectors = [aib_envs.context_vector(args.env_id, contexts[i], scaled=True).tolist() for i in seen]
     vectors = torch.tensor(vectors, device=dataset.obs.device)  # [seen, dimensions]
     batch_size = -(-args.hyper_batch_size // len(seen))  # of each context, whose networks are generated once
