@@ -15,17 +15,17 @@ def call(script, *flags):
     before = sys.argv, sys.stdout, sys.stderr, sys.excepthook
     sys.argv = [str(Path(script.__file__)), *map(str, flags)]
     code = 0
-    try:
-        aib_run.main(script.Args, script.train, script.make_envs, script.make_agent)
-    except SystemExit as stop:
-        code = stop.code
-    except KeyboardInterrupt:
-        code = 130
-    finally:
-        sys.argv, sys.stdout, sys.stderr, sys.excepthook = before
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the end of the run closes its files, one of which is its lock
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)  # the end of a run closes its files, one of which is its lock
+        try:
+            aib_run.main(script.Args, script.train, script.make_envs, script.make_agent)
+        except SystemExit as stop:
+            code = stop.code
+        except KeyboardInterrupt:
+            code = 130
+        finally:
+            sys.argv, sys.stdout, sys.stderr, sys.excepthook = before
             for number, handler in handlers.items():
                 signal.signal(number, handler)
-            gc.collect()
+        gc.collect()
     return code
