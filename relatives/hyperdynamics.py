@@ -432,6 +432,7 @@ def random_episodes(envs, device):
 
 def train(args):
     torch.manual_seed(args.seed)
+    method = method_name(args)
     steps = aib_envs.get_task(args.env_id).steps
     if min(args.learning_starts, args.buffer_size) < steps:
         aib_run.fail(f"--learning-starts and --buffer-size must be at least {steps}: {args.env_id}'s episode")
@@ -442,7 +443,7 @@ def train(args):
     agent = make_agent(args, envs)
     history = aib_envs.History(n, agent.window_size, steps, envs.single_observation_space.shape[0], act_dim)
     buffer = ReplayBuffer(history, args.buffer_size, aib_run.device(args))
-    run = aib_run.Run(args, method_name(args), agent, buffer)  # goes on from its checkpoint, if it has one
+    run = aib_run.Run(args, method, agent, buffer)  # goes on from its checkpoint, if it has one
     episodes = random_episodes(eval_envs, aib_run.device(args))
 
     while run.global_step < args.total_timesteps:

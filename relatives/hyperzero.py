@@ -483,6 +483,7 @@ def train_agent(args, run, agent, dataset):
 
 def train(args):
     torch.manual_seed(args.seed)
+    method = method_name(args)
     task = aib_envs.get_task(args.env_id)
     if min(args.learning_starts, args.buffer_size) < task.steps:
         aib_run.fail(f"--learning-starts and --buffer-size must be at least {task.steps}: {args.env_id}'s episode")
@@ -498,7 +499,7 @@ def train(args):
         dataset = DataSet(history, args.rollouts, device)  # to be filled by stage 1, or from the checkpoint
     replay = StackedReplay(history, args.buffer_size, device)
     steps = args.total_timesteps + args.epochs
-    run = aib_run.Run(args, method_name(args), agent, dataset, stage_1=(experts, replay), total_steps=steps)
+    run = aib_run.Run(args, method, agent, dataset, stage_1=(experts, replay), total_steps=steps)
 
     if run.stage == 1:
         if not args.dataset:
