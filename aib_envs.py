@@ -2,11 +2,12 @@
 
 Thirteen control tasks, and ODE-k for k from 1 to 20, from "Dynamics-Aligned Shared Hypernetworks"
 (arXiv 2602.06550), registered with gymnasium as AIB/Cheetah-v0 etc. A task's reward is fixed. Its
-dynamics depend on a context (pole length, reversed actuators) that is constant within an episode and
-that the agent is not told. It trains on 20 contexts and is evaluated with frozen weights on three sets
-of 20: `train`, `eval-in` (interpolation) and `eval-out` (extrapolation).
+dynamics depend on a context (pole length, reversed actuators) that is constant within an episode
+and that the agent is not told. It trains on 20 contexts and is evaluated with frozen weights on
+three sets of 20: `train`, `eval-in` (interpolation) and `eval-out` (extrapolation).
 """
 
+import contextlib
 import copy
 import ctypes.util
 import difflib
@@ -30,19 +31,20 @@ import numpy as np
 
 logger = logging.getLogger("aib_envs")
 
-# Keep off the terminal what others say about an attribute of cheetah.xml and (we say it) divergence.
+# Keep off the terminal what others say about an attribute of cheetah.xml, and about divergence: we
+# say it ourselves.
 NOISE = ".*('settotalmass' is deprecated|Nan, Inf or huge value)"
 warnings.filterwarnings("ignore", NOISE)
 absl.logging.get_absl_logger().addFilter(lambda record: not re.match(NOISE, record.getMessage()))
 
-# The benchmark as data ----------------------------------------------------------------------------
+# The benchmark as data --------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Dimension:
-    """One dimension of a context: an `inner` range for training and an `outer` one for extrapolation,
-    or two `values`. Outside `limits` a value makes no physical sense. Raises ValueError if it is neither
-    continuous nor binary."""
+    """One dimension of a context: an `inner` range for training and an `outer` one for
+    extrapolation, or two `values`. Outside `limits` a value makes no physical sense. Raises
+    ValueError if it is neither continuous nor binary."""
 
     key: str
     default: float
@@ -58,10 +60,12 @@ class Dimension:
         else:
             fine = self.inner is None and self.outer is None and len(self.values) == 2
         if not fine:
-            raise ValueError(f"dimension {self.key} needs two values, or an inner range within an outer one")
+            need = "two values, or an inner range within an outer one"
+            raise ValueError(f"dimension {self.key} needs {need}")
 
     def checked(self, value):
-        """`value` as int (binary) or float (continuous). Raises ValueError if it is not allowed."""
+        """`value` as int (binary) or float (continuous). Raises ValueError if it is not
+        allowed."""
         low, high = self.limits
         is_real = isinstance(value, numbers.Real) and not isinstance(value, bool)
         if self.values:
@@ -77,7 +81,8 @@ class Dimension:
 
 @dataclass(frozen=True)
 class Task:
-    """One row of the benchmark. Raises ValueError if no 20 different contexts can be made from it."""
+    """One row of the benchmark. Raises ValueError if no 20 different contexts can be made from
+    it."""
 
     physics: str  # class of the environment, and what it simulates
     obs_dim: int
@@ -92,9 +97,10 @@ class Task:
     def __post_init__(self):
         keys = [dimension.key for dimension in self.dimensions]
         if len(set(keys)) < len(keys):
-            raise ValueError(f"task {self.physics}: two dimensions have the same key: {', '.join(keys)}")
+            raise ValueError(f"task {self.physics} has two dimensions of the same key: {keys}")
         if not any(dimension.inner for dimension in self.dimensions):
-            raise ValueError(f"task {self.physics} needs a dimension with ranges, or its contexts repeat")
+            need = "a dimension with ranges: two values do not make 20 contexts"
+            raise ValueError(f"task {self.physics} needs {need}")
 
 
 INVERSION = Dimension("inversion", 1, values=(-1, 1))  # every action component is multiplied by it
@@ -136,15 +142,17 @@ def _unknown(kind, name, allowed):
 
 
 def get_task(env_id):
-    """The `Task` called `env_id` ("Cheetah", "ODE-5", ...). Raises ValueError that names what is allowed."""
+    """The `Task` called `env_id` ("Cheetah", "ODE-5", ...). Raises ValueError that names what is
+    allowed."""
     if env_id not in list(TASKS):
         raise _unknown("task", env_id, TASKS)
     return TASKS[env_id]
 
 
 def complete_context(env_id, context=None):
-    """`context` (dict or None) in table order, with the task's defaults for what it leaves out. Raises
-    ValueError for a key that the task does not have and for a value that is not finite or not physical."""
+    """`context` (dict or None) in table order, with the task's defaults for what it leaves out.
+    Raises ValueError for a key that the task does not have and for a value that is not finite or
+    not physical."""
     dimensions = {dimension.key: dimension for dimension in get_task(env_id).dimensions}
     if not isinstance(context, dict | None):
         keys = ", ".join(dimensions)
@@ -158,7 +166,8 @@ def complete_context(env_id, context=None):
 
 
 def _points(dimension, split):
-    """The values of one dimension that a set is made from: 50 of a continuous one, both of a binary one."""
+    """The values of one dimension that a set is made from: 50 of a continuous one, both of a
+    binary one."""
     if dimension.values:
         return list(dimension.values)
     low, high = dimension.inner
@@ -176,9 +185,10 @@ def _points(dimension, split):
 
 
 def context_set(env_id, split):
-    """The 20 contexts (list of dicts) of `split`, one of "train", "eval-in", "eval-out". They depend on
-    nothing else. Up to two dimensions: 20 evenly spaced rows of the product grid in lexicographic order.
-    More (ODE-k): sorted draws, independent in each dimension, from a fixed generator."""
+    """The 20 contexts (list of dicts) of `split`, one of "train", "eval-in", "eval-out". They
+    depend on nothing else. Up to two dimensions: 20 evenly spaced rows of the product grid in
+    lexicographic order. More (ODE-k): sorted draws, independent in each dimension, from a fixed
+    generator."""
     dimensions = get_task(env_id).dimensions
     if split not in SPLITS:
         raise _unknown("split", split, SPLITS)
@@ -197,8 +207,8 @@ def context_set(env_id, split):
 
 
 def context_vector(env_id, context, scaled=False):
-    """The context as float32 [number of dimensions] in table order; `scaled` maps each dimension's outer
-    range (the two values of a binary one) to [-1, 1]."""
+    """The context as float32 [number of dimensions] in table order; `scaled` maps each
+    dimension's outer range (the two values of a binary one) to [-1, 1]."""
     values = np.array(list(complete_context(env_id, context).values()), np.float64)
     if scaled:
         low, high = np.array([d.values or d.outer for d in get_task(env_id).dimensions]).T
@@ -207,32 +217,36 @@ def context_vector(env_id, context, scaled=False):
 
 
 def modes(env_id):
-    """One context per value of the task's binary dimension, all else at its defaults; [{}] without one."""
+    """One context per value of the task's binary dimension, all else at its defaults; [{}]
+    without one."""
     binary = [dimension for dimension in get_task(env_id).dimensions if dimension.values]
     return [{dimension.key: value} for dimension in binary for value in dimension.values] or [{}]
 
 
-# Environments -------------------------------------------------------------------------------------
-
+# Environments -----------------------------------------------------------------------------------
 
 HEIGHT = 240  # of a picture, in pixels
 WIDTH = 320
 
 
 class ContextEnv(gym.Env):
-    """What all tasks share: the context, reversed actuators, and what happens when a simulation diverges.
+    """What all tasks share: the context, reversed actuators, and what happens when a simulation
+    diverges.
 
-    Observations: float32 [obs_dim], with the context vector at the end if `observe_context` is "raw" or
-    "scaled". Actions: [act_dim], in every task first clipped to [-1, 1], then inverted or permuted.
-    Episodes never terminate; gymnasium's TimeLimit truncates them. `context` is the complete context.
+    Observations: float32 [obs_dim], with the context vector at the end if `observe_context` is
+    "raw" or "scaled". Actions: [act_dim], in every task first clipped to [-1, 1], then inverted
+    or permuted. Episodes never terminate; gymnasium's TimeLimit truncates them. `context` is the
+    complete context.
 
     When the simulation diverges, one warning is logged, and until the next reset the last finite
     observation is held, rewards are 0 and `info["diverged"]` is True.
 
-    A copy (deepcopy, pickle) is a new environment with the same arguments. It begins with a reset.
+    A copy (deepcopy, pickle) is a new environment with the same arguments. It begins with a
+    reset.
 
-    A subclass has `sizes`, `_build`, `_reset`, `_step` and `picture`. Raises ValueError for arguments that
-    are not allowed, and if the row of the task has other sizes than the simulation.
+    A subclass has `sizes`, `_build`, `_reset`, `_step` and `picture`. Raises ValueError for
+    arguments that are not allowed, and if the row of the task has other sizes than the
+    simulation.
     """
 
     metadata: ClassVar = {"render_modes": ["rgb_array"], "render_fps": 20}
@@ -271,22 +285,26 @@ class ContextEnv(gym.Env):
             self._suffix = context_vector(self.env_id, context, self.observe_context == "scaled")
 
     def flip(self):
-        """Changes the value of the binary dimension (inversion, permutation) from the next step on, in
-        the middle of an episode; the physics goes on. The next reset restores the context. Raises
-        ValueError if the task has no such dimension."""
-        binary = [dimension for dimension in get_task(self.env_id).dimensions if dimension.values]
-        if not binary:
-            raise ValueError(f"{self.env_id} has no binary context dimension to flip")
+        """Changes the value of the binary dimension (inversion, permutation) from the next step
+        on, in the middle of an episode; the physics goes on. The next reset restores the context.
+        Raises ValueError if the task has no such dimension."""
         flipped = dict(self.context)
-        for dimension in binary:
-            flipped[dimension.key] = sum(dimension.values) - flipped[dimension.key]
+        for dimension in get_task(self.env_id).dimensions:
+            if dimension.values:
+                first, second = dimension.values
+                is_first = self.context[dimension.key] == first
+                flipped[dimension.key] = second if is_first else first
+        if flipped == self.context:
+            raise ValueError(f"{self.env_id} has no binary context dimension to flip")
         self._set_context(flipped)
 
     def reset(self, *, seed=None, options=None):
-        """Starts an episode; returns the observation and {"diverged": bool}. There are no `options`: a
-        context is chosen when the environment is made. Raises ValueError if some are given."""
+        """Starts an episode; returns the observation and {"diverged": bool}. There are no
+        `options`: a context is chosen when the environment is made. Raises ValueError if some are
+        given."""
         if options:
-            raise ValueError(f"reset takes no options (context belongs to gymnasium.make); got {options!r}")
+            advice = "a context is given to gymnasium.make"
+            raise ValueError(f"reset takes no options ({advice}); got {options!r}")
         super().reset(seed=seed)
         self._set_context(self._original_context)
         self._diverged = False
@@ -296,12 +314,13 @@ class ContextEnv(gym.Env):
         return self._obs.copy(), {"diverged": self._diverged}
 
     def step(self, action):
-        """One step with `action` [act_dim]; returns what gymnasium's step does. Raises ResetNeeded before
-        the first reset, also of a copy, and ValueError for another shape."""
+        """One step with `action` [act_dim]; returns what gymnasium's step does. Raises
+        ResetNeeded before the first reset, also of a copy, and ValueError for another shape."""
         self._require_reset("step")
         action = np.asarray(action)
         if action.shape != self.action_space.shape:
-            raise ValueError(f"action must have shape {self.action_space.shape}; got {action.shape}")
+            shape = self.action_space.shape
+            raise ValueError(f"action must have shape {shape}; got {action.shape}")
         action = np.clip(action, -1.0, 1.0)
         if self.context.get("permutation") == 1:
             action = action[::-1]
@@ -312,7 +331,8 @@ class ContextEnv(gym.Env):
         return self._obs.copy(), reward, False, False, {"diverged": self._diverged}
 
     def render(self):
-        """`picture()` if the environment was made with render_mode "rgb_array", otherwise None."""
+        """`picture()` if the environment was made with render_mode "rgb_array", otherwise
+        None."""
         if self.render_mode is None:
             return None
         self._require_reset("render")
@@ -320,10 +340,12 @@ class ContextEnv(gym.Env):
 
     def _require_reset(self, method):
         if self._obs is None:
-            raise gym.error.ResetNeeded(f"{method} before reset; a copy of an environment needs one, too")
+            advice = "a copy of an environment needs one, too"
+            raise gym.error.ResetNeeded(f"{method} before reset ({advice})")
 
     def _simulate(self, function, argument):
-        """Takes over the observation that `function` returns. Returns its reward, 0.0 if it diverged."""
+        """Takes over the observation that `function` returns. Returns its reward, 0.0 if it
+        diverged."""
         try:
             obs, reward = function(argument)
             obs = np.concatenate([obs, self._suffix], dtype=np.float32, casting="same_kind")
@@ -358,7 +380,8 @@ class ContextEnv(gym.Env):
 
 
 def _draw_point(x, y, goal):
-    """A picture of [-1, 1] x [-1, 1]: a black point at (x, y), a grey disc of radius `goal` around 0."""
+    """A picture of [-1, 1] x [-1, 1]: a black point at (x, y), a grey disc of radius `goal`
+    around 0."""
     right = 1.1 * WIDTH / HEIGHT
     v, u = np.mgrid[1.1 : -1.1 : HEIGHT * 1j, -right : right : WIDTH * 1j]
     grey = np.where(abs(u) <= 1.1, 255, 230)
@@ -368,8 +391,8 @@ def _draw_point(x, y, goal):
 
 
 class DoubleIntegrator(ContextEnv):
-    """A point mass in the plane that is to be brought to the origin. `state` [4]: position and velocity
-    in [-1, 1]."""
+    """A point mass in the plane that is to be brought to the origin. `state` [4]: position and
+    velocity in [-1, 1]."""
 
     sizes = (4, 2)
 
@@ -394,10 +417,13 @@ class DoubleIntegrator(ContextEnv):
 
 
 class ComplexODE(ContextEnv):
-    """dx/dt = Re(sum_k c_k a^(k+1)) with a complex action a = a_0 + i a_1 (Beukman et al. 2023): keep x
-    near 0. `state` [1]: x in [-20, 20]."""
+    """dx/dt = Re(sum_k c_k a^(k+1)) with a complex action a = a_0 + i a_1 (Beukman et al. 2023):
+    keep x near 0. `state` [1]: x in [-20, 20]."""
 
     sizes = (1, 2)
+
+    def _build(self):
+        self._coefficients = [c for key, c in self.context.items() if key.startswith("c")]
 
     def _reset(self, seed):
         self.state = self.np_random.uniform(-1.0, 1.0, 1)
@@ -405,7 +431,7 @@ class ComplexODE(ContextEnv):
 
     def _step(self, action, dt=0.01):
         a = complex(*action)
-        terms = [c * a ** (k + 1) for k, c in enumerate(self.context.values())]
+        terms = [c * a ** (k + 1) for k, c in enumerate(self._coefficients)]
         rate = sum(terms, 0j).real
         self.state = np.clip(self.state + dt * rate, -20.0, 20.0)
         for bound, reward in ((0.05, 1.0), (0.1, 1 / 2), (0.2, 1 / 3), (0.5, 1 / 4), (2.0, 0.05)):
@@ -418,11 +444,11 @@ class ComplexODE(ContextEnv):
 
 
 def _import_mujoco():
-    """Imports MuJoCo and dm_control, before anything is used of them. dm_control would start OpenGL, which
-    training does not need, and which fails or warns where it is missing."""
-    import mujoco  # noqa: F401
-
+    """Imports MuJoCo and dm_control without OpenGL, which training does not need: dm_control
+    would start it, and MuJoCo cannot be imported with a MUJOCO_GL that is not installed."""
     chosen = os.environ.get("MUJOCO_GL")
+    with contextlib.suppress(Exception):
+        import mujoco  # noqa: F401
     os.environ["MUJOCO_GL"] = "disable"
     try:
         import dm_control.mujoco  # noqa: F401
@@ -435,19 +461,21 @@ def _import_mujoco():
 @functools.cache  # a second try after a failed one can abort Python
 def _why_no_picture():
     """None, or in one line why MuJoCo cannot draw in this process."""
-    import mujoco
-
+    default = "egl" if ctypes.util.find_library("EGL") else "osmesa"
+    backend = os.environ.get("MUJOCO_GL") or default
     try:
-        if sys.platform == "linux":  # MuJoCo chose when it was imported, and by default needs a display
-            default = "egl" if ctypes.util.find_library("EGL") else "osmesa"
-            backend = os.environ.get("MUJOCO_GL") or default
-            if backend in ("egl", "osmesa"):
-                gl_context = sys.modules[mujoco.Renderer.__module__].gl_context
-                gl_context.GLContext = importlib.import_module(f"mujoco.{backend}").GLContext
-        with warnings.catch_warnings(action="error", category=UserWarning):  # GLFW's way to say no
+        import mujoco
+
+        with warnings.catch_warnings(action="ignore"):
+            if sys.platform == "linux":  # when it was imported, MuJoCo may have chosen GLFW
+                if backend in ("egl", "osmesa"):
+                    gl_context = sys.modules[mujoco.Renderer.__module__].gl_context
+                    gl_context.GLContext = importlib.import_module(f"mujoco.{backend}").GLContext
+                elif not importlib.import_module("glfw").init():
+                    raise OSError(f"MUJOCO_GL is {backend}, and GLFW finds no display")
             mujoco.Renderer(mujoco.MjModel.from_xml_string("<mujoco/>"), HEIGHT, WIDTH).close()
     except Exception as error:  # OpenGL's are of many kinds
-        reason = str(error).partition("\n")[0].partition(", ")[0] or type(error).__name__
+        reason = str(error).partition("\n")[0] or type(error).__name__
         advice = "install EGL or OSMesa, and set MUJOCO_GL to egl or osmesa"
         return f"MuJoCo cannot draw here ({reason}): {advice}"
     return None
@@ -459,8 +487,9 @@ class MujocoEnv(ContextEnv):
     renderer = None
 
     def picture(self):
-        """What the environment looks like now: uint8 [HEIGHT, WIDTH, 3]. Drawn offscreen with OpenGL; the
-        environment variable MUJOCO_GL can choose egl, osmesa or glfw. Raises OSError if there is none."""
+        """What the environment looks like now: uint8 [HEIGHT, WIDTH, 3]. Drawn offscreen with
+        OpenGL; the environment variable MUJOCO_GL can choose egl, osmesa or glfw. Raises OSError
+        if there is none."""
         if self.renderer is None:
             reason = _why_no_picture()
             if reason:
@@ -501,8 +530,10 @@ def _scale_limbs(spec, domain, length):
         raise ValueError(f"what a length means for {domain} is not defined")
 
 
-def _set_distance(spec, distance):
+def _set_distance(spec, domain, distance):
     """Writes the length of BallInCup's string into a mujoco.MjSpec."""
+    if domain != "ball_in_cup":
+        raise ValueError(f"what a distance means for {domain} is not defined")
     string = spec.tendon("string")
     spec.body("ball").pos[2] += string.range[1] - distance
     string.range[1] = distance
@@ -526,7 +557,8 @@ def _load_suite(domain, task):
 
 
 class SuiteEnv(MujocoEnv):
-    """A dm_control suite task on an edited model. Rewards, observations and resets are the suite's own."""
+    """A dm_control suite task on an edited model. Rewards, observations and resets are the
+    suite's own."""
 
     def _build(self, domain, task):
         _import_mujoco()
@@ -537,13 +569,13 @@ class SuiteEnv(MujocoEnv):
         original, xml, assets = _load_suite(domain, task)
         spec = mujoco.MjSpec.from_string(xml, include=assets)
         for texture in spec.textures:
-            if texture.type == mujoco.mjtTexture.mjTEXTURE_SKYBOX:  # in full, 12 MB and slow to compile
-                texture.width = 16
+            if texture.type == mujoco.mjtTexture.mjTEXTURE_SKYBOX:
+                texture.width = 16  # in full, it takes 12 MB and long to compile
                 texture.height = 96
         if "length" in self.context:
             _scale_limbs(spec, domain, self.context["length"])
         if "distance" in self.context:
-            _set_distance(spec, self.context["distance"])
+            _set_distance(spec, domain, self.context["distance"])
         self.model = spec.compile()
         _edit_compiled(self.model, self.context)
 
@@ -554,8 +586,9 @@ class SuiteEnv(MujocoEnv):
         self._suite = control.Environment(physics, own_task, control_timestep=timestep)
         self.data = physics.data.ptr
         self.divergence = (ArithmeticError, control.PhysicsError)
-        specs = self._suite.observation_spec().values()
-        self.sizes = (sum(math.prod(part.shape) for part in specs), self._suite.action_spec().shape[0])
+        parts = self._suite.observation_spec().values()
+        obs_dim = sum(math.prod(part.shape) for part in parts)
+        self.sizes = (obs_dim, self._suite.action_spec().shape[0])
 
     def _reset(self, seed):
         if seed is not None:  # below 2**32 as the suite's own task does it
@@ -579,6 +612,9 @@ class GymEnv(MujocoEnv):
         _import_mujoco()  # dm_control, too: it sends what MuJoCo prints to absl's logger
         from mujoco import mjtWarning as w
 
+        other = set(self.context) - {"gravity", "actuator_strength", "inversion", "permutation"}
+        if other:
+            raise ValueError(f"what {', '.join(other)} means for {name} is not defined")
         cls = getattr(importlib.import_module(f"gymnasium.envs.mujoco.{module}"), name)
         self._gym = cls(terminate_when_unhealthy=False)
         self.model = self._gym.model
@@ -595,7 +631,8 @@ class GymEnv(MujocoEnv):
     def _step(self, action):
         obs, reward, *_ = self._gym.step(action)
         if self.data.warning.number[self._bad].any():
-            raise ArithmeticError("MuJoCo reports a bad state")  # and has reset itself: the numbers look fine
+            # It has reset itself: the numbers look fine.
+            raise ArithmeticError("MuJoCo reports a bad state")
         return obs, reward
 
 
@@ -605,30 +642,31 @@ for _id, _task in TASKS.items():
 
 
 def make_vec(env_id, contexts, **options):
-    """A gymnasium vector environment, one environment per context, that steps them in lockstep and never
-    resets itself. `options` go to gymnasium.make. `infos["diverged"]` [n] tells which simulations have
-    diverged in this episode."""
+    """A gymnasium vector environment, one environment per context, that steps them in lockstep
+    and never resets itself. `options` go to gymnasium.make. `infos["diverged"]` [n] tells which
+    simulations have diverged in this episode."""
     get_task(env_id)
     make = functools.partial(gym.make, f"AIB/{env_id}-v0", disable_env_checker=True, **options)
     makers = [functools.partial(make, context=context) for context in contexts]
     return gym.vector.SyncVectorEnv(makers, autoreset_mode=gym.vector.AutoresetMode.DISABLED)
 
 
-# Evaluation protocol ------------------------------------------------------------------------------
+# Evaluation protocol ----------------------------------------------------------------------------
 
 
 def reset_seeds(num_envs, *key):
-    """One reset seed (int) per environment, which depends on `key` (ints >= 0) and the environment's index
-    only."""
+    """One reset seed (int) per environment, which depends on `key` (ints >= 0) and the
+    environment's index only."""
     return [int(np.random.SeedSequence([*key, i]).generate_state(1)[0]) for i in range(num_envs)]
 
 
 class History:
     """The running episode of n environments in lockstep: K warm-up steps, then T steps.
 
-    t: the current step, from -K (start of the warm-up) and 0 (start of the episode) on. Step t stands at
-    index K + t of obs [n, K + T, obs_dim], actions [n, K + T, act_dim] and next_obs [n, K + T, obs_dim], and
-    at index t of rewards [n, T]. lengths [n]: steps before the simulation diverged, if it did.
+    t: the current step, from -K (start of the warm-up) and 0 (start of the episode) on. Step t
+    stands at index K + t of obs [n, K + T, obs_dim], actions [n, K + T, act_dim], next_obs [n,
+    K + T, obs_dim] and all_rewards [n, K + T]; rewards [n, T] are those of the episode alone.
+    lengths [n]: steps before the simulation diverged, if it did.
     """
 
     def __init__(self, num_envs, window, steps, obs_dim, act_dim):
@@ -636,7 +674,8 @@ class History:
         self.obs = np.zeros((num_envs, window + steps, obs_dim), np.float32)
         self.actions = np.zeros((num_envs, window + steps, act_dim), np.float32)
         self.next_obs = np.zeros((num_envs, window + steps, obs_dim), np.float32)
-        self.rewards = np.zeros((num_envs, steps), np.float32)
+        self.all_rewards = np.zeros((num_envs, window + steps), np.float32)
+        self.rewards = self.all_rewards[:, window:]  # a view
         self.lengths = np.zeros(num_envs, np.int64)
         self.begin()
 
@@ -646,25 +685,29 @@ class History:
         self.lengths[:] = 0
 
     def add(self, obs, actions, rewards, next_obs, diverged):
-        """Appends the transition of step `t`: [n, obs_dim], [n, act_dim], [n], [n, obs_dim], [n]."""
+        """Appends the transition of step `t`: [n, obs_dim], [n, act_dim], [n], [n, obs_dim],
+        [n]."""
         index = self.window_size + self.t
         self.obs[:, index] = obs
         self.actions[:, index] = actions
         self.next_obs[:, index] = next_obs
+        self.all_rewards[:, index] = rewards
         if self.t >= 0:
-            self.rewards[:, self.t] = rewards
             self.lengths += ~diverged
         self.t += 1
 
-    def window(self, positions):
-        """Past transitions at `positions` [n or 1, m] of the window: 0 is the oldest, K - 1 the one just
-        before `t`. Returns obs, actions and deltas (next_obs - obs), each [n, m, dim]; zeros for what lies
-        before the warm-up."""
+    def window(self, positions, with_rewards=False):
+        """Past transitions at `positions` [n or 1, m] of the window: 0 is the oldest, K - 1 the
+        one just before `t`. Returns obs, actions, deltas (next_obs - obs) and, if asked for,
+        rewards, each [n, m, dim]; zeros for what lies before the warm-up."""
         index = self.t + positions  # of step t - K + positions
         known = (index >= 0)[..., None]
         past = np.arange(len(self.obs))[:, None], np.maximum(index, 0)
         obs = self.obs[past]
-        return obs * known, self.actions[past] * known, (self.next_obs[past] - obs) * known
+        parts = [obs, self.actions[past], self.next_obs[past] - obs]
+        if with_rewards:
+            parts.append(self.all_rewards[past][..., None])
+        return tuple(part * known for part in parts)
 
 
 def eval_contexts(env_id):
@@ -678,13 +721,14 @@ def by_split(array):
 
 
 def evaluate(envs, policy, window, rollouts):
-    """The benchmark's protocol, for `policy` in the n environments of a `make_vec`. Returns the undiscounted
-    returns (float64) and whether the simulation diverged (bool), both [n, rollouts].
+    """The benchmark's protocol, for `policy` in the n environments of a `make_vec`. Returns the
+    undiscounted returns (float64) and whether the simulation diverged (bool), both [n, rollouts].
 
-    `policy(obs [n, obs_dim], history) -> actions [n, act_dim]` must be deterministic. With `window` = K > 0
-    every rollout begins with K warm-up steps, which fill the window and earn nothing; a simulation that
-    diverges in them counts as diverged, too. Reset seeds depend only on the rollout and on the environment's
-    place in `envs` (so with `eval_contexts` on set and context).
+    `policy(obs [n, obs_dim], history) -> actions [n, act_dim]` must be deterministic. With
+    `window` = K > 0 every rollout begins with K warm-up steps, which fill the window and earn
+    nothing; a simulation that diverges in them counts as diverged, too. Reset seeds depend only
+    on the rollout and on the environment's place in `envs` (so with `eval_contexts` on set and
+    context).
     """
     task = get_task(envs.envs[0].unwrapped.env_id)
     obs_dim = envs.single_observation_space.shape[0]

@@ -291,11 +291,12 @@ class Agent(nn.Module):
         losses["qf_loss"].backward()
         self.q_optimizer.step()
 
-        for _ in range(POLICY_FREQUENCY if update_policy else 0):
+        policy_updates = POLICY_FREQUENCY if update_policy else 0
+        for _ in range(policy_updates):
             # Policy
             losses["actor_loss"], log_pi = self.actor_loss(obs, context)
             self.actor_optimizer.zero_grad()
-            losses["actor_loss"].backward(inputs=list(self.actor.parameters()))  # none for the Q-functions
+            losses["actor_loss"].backward(inputs=list(self.actor.parameters()))  # the Q-functions learn nothing from it
             self.actor_optimizer.step()
 
             # Temperature

@@ -236,8 +236,9 @@ class Agent(nn.Module):
         self.qf2_target = copy.deepcopy(self.qf2)
         self.log_alpha = nn.Parameter(torch.zeros(()))
 
-        context_modules = nn.ModuleList([self.encoder, self.dynamics])
-        self.context_optimizer = adam(context_modules.parameters(), args.dynamics_lr)
+        modules = nn.ModuleList([self.encoder, self.dynamics])
+        self.context_parameters = list(modules.parameters())
+        self.context_optimizer = adam(self.context_parameters, args.dynamics_lr)
         self.q_optimizer = adam([*self.qf1.parameters(), *self.qf2.parameters()], args.q_lr)
         self.actor_optimizer = adam(self.actor.parameters(), args.policy_lr)
         self.alpha_optimizer = adam([self.log_alpha], args.q_lr)
@@ -297,11 +298,12 @@ class Agent(nn.Module):
         losses["qf_loss"].backward()
         self.q_optimizer.step()
 
-        for _ in range(POLICY_FREQUENCY if update_policy else 0):
+        policy_updates = POLICY_FREQUENCY if update_policy else 0
+        for _ in range(policy_updates):
             # Policy
             losses["actor_loss"], log_pi = self.actor_loss(obs, z)
             self.actor_optimizer.zero_grad()
-            losses["actor_loss"].backward(inputs=list(self.actor.parameters()))  # none for the Q-functions
+            losses["actor_loss"].backward(inputs=list(self.actor.parameters()))  # the Q-functions learn nothing from it
             self.actor_optimizer.step()
 
             # Temperature

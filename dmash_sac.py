@@ -310,8 +310,9 @@ class Agent(nn.Module):
         self.qf2_target = copy.deepcopy(self.qf2)
         self.log_alpha = nn.Parameter(torch.zeros(()))
 
-        context_modules = nn.ModuleList([self.encoder, self.hypernetwork, self.dynamics])
-        self.context_optimizer = adam(context_modules.parameters(), args.dynamics_lr)
+        modules = nn.ModuleList([self.encoder, self.hypernetwork, self.dynamics])
+        self.context_parameters = list(modules.parameters())
+        self.context_optimizer = adam(self.context_parameters, args.dynamics_lr)
         self.q_optimizer = adam([*self.qf1.parameters(), *self.qf2.parameters()], args.q_lr)
         self.actor_optimizer = adam(self.actor.parameters(), args.policy_lr)
         self.alpha_optimizer = adam([self.log_alpha], args.q_lr)
@@ -351,7 +352,7 @@ class Agent(nn.Module):
         self.context_optimizer.zero_grad()
         losses["dynamics_loss"].backward()  # its step comes last, so that all losses see the same omega
 
-        # From here on omega is a constant. (In an ablation a loss infers it anew, and adds to the gradients above.)
+        # From here on omega is a constant. (In two ablations a loss infers it anew, and adds to the gradients above.)
         omega = omega.detach()
 
         # Critics. Episodes end by time limit only, so the target always bootstraps.
@@ -370,15 +371,14 @@ class Agent(nn.Module):
         losses["qf_loss"].backward()
         self.q_optimizer.step()
 
-        for _ in range(POLICY_FREQUENCY if update_policy else 0):
+        policy_updates = POLICY_FREQUENCY if update_policy else 0
+        for _ in range(policy_updates):
             # Policy
             actor_omega = omega if self.args.detach_actor else self.infer(window)
             losses["actor_loss"], log_pi = self.actor_loss(obs, actor_omega)
             self.actor_optimizer.zero_grad()
-            if self.args.detach_actor:
-                losses["actor_loss"].backward(inputs=list(self.actor.parameters()))  # none for the Q-functions
-            else:
-                losses["actor_loss"].backward()
+            # The Q-functions learn nothing from it, what makes omega only if it is not detached.
+            losses["actor_loss"].backward(inputs=[*self.actor.parameters(), *self.context_parameters])
             self.actor_optimizer.step()
 
             # Temperature

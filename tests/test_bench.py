@@ -1,65 +1,97 @@
-"""bench.py: that it runs, that its counts are right; and the CUDA graph that it can measure."""
+"""tools/bench.py: that it runs, that its counts are right; and the CUDA graph that it can measure."""
 
 import contextlib
-import importlib
+import dataclasses
 import json
 import subprocess
 import sys
 import types
-from pathlib import Path
 
+import learning
 import pytest
 import torch
-import tyro
 from torch.profiler import ProfilerActivity, profile, record_function
 
 import aib_envs
-import aib_tools
-import bench
-
-HERE = Path(__file__).parents[1]
+import aib_run
+from tools import bench
 
 
-def run(*flags):
-    return subprocess.run([sys.executable, HERE / "bench.py", *flags], capture_output=True, text=True)
+def run(*flags, cwd=None):
+    command = [sys.executable, str(learning.ROOT / "tools/bench.py"), *map(str, flags)]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
 
 
-def test_small_mode_runs(tmp_path):
-    path = tmp_path / "speed.json"
-    done = run("--small", "--env-id", "DI", "--methods", "DR", "DMAstar-SH", "--json-file", path)
-    assert done.returncode == 0, done.stderr
-    results = json.loads(path.read_text())
+def options(**changed):
+    return bench.Args(env_id="DI", **changed)
+
+
+def check_tables(text, results):
     methods = ["DR", "DMAstar", "DMAstar-SH"]  # the reference is always there
-    tables = [block.splitlines() for block in done.stdout.split("\n\n") if block.startswith("|")]
+    tables = [block.splitlines() for block in text.split("\n\n") if block.startswith("|")]
     assert [[row.split("|")[1].strip() for row in table[2:]] for table in tables] == [methods, methods]
     assert all(row.count("|") == table[0].count("|") for table in tables for row in table)
     assert list(results["training"]) == list(results["update"]) == methods and results["matrix_gflops"] > 1
-    assert all(training["memory_mib"] > 100 for training in results["training"].values())
     update = results["update"]
-    encoder, adapters = (
-        {m: update[m]["parts_ms"][part] for m in methods} for part in dict.fromkeys(bench.PARTS.values())
-    )
+    parts = dict.fromkeys(bench.PARTS.values())
+    encoder, adapters = ({m: update[m]["parts_ms"][part] for m in methods} for part in parts)
     assert encoder["DR"] == adapters["DR"] == adapters["DMAstar"] == 0 < min(encoder["DMAstar"], adapters["DMAstar-SH"])
     assert encoder["DMAstar-SH"] + adapters["DMAstar-SH"] < update["DMAstar-SH"]["ms"]
     assert update["DMAstar"]["time_ratio"] == update["DMAstar"]["work_ratio"] == 1 < update["DMAstar-SH"]["work_ratio"]
 
 
+@pytest.fixture
+def quick(monkeypatch):
+    """Times of two gradient steps and of episodes of five steps mean nothing."""
+    monkeypatch.setattr(bench, "BLOCK", 2)
+    monkeypatch.setitem(aib_envs.TASKS, "DI", dataclasses.replace(aib_envs.TASKS["DI"], steps=5))
+
+
+def test_both_tables(quick, monkeypatch, capsys, tmp_path):
+    trained = {"train": 1.0, "eval": 1.0, "env_steps": 100, "memory": 500.0}
+    monkeypatch.setattr(bench, "train", lambda args, method: trained)
+    path = tmp_path / "speed.json"
+    flags = "--env-id DI --methods DR DMAstar-SH --rounds 2 --json-file"
+    monkeypatch.setattr(sys, "argv", ["bench.py", *flags.split(), str(path)])
+    bench.main()
+    check_tables(capsys.readouterr().out, json.loads(path.read_text()))
+
+
+def test_training_is_timed():
+    found = bench.train(options(steps=10), "DR")
+    assert 0.01 < found["train"] < 600 and 0.01 < found["eval"] < 600
+    assert found["env_steps"] == 20 * (10 - 1) and found["memory"] > 100  # the first is made before step 0 is logged
+
+
+@pytest.mark.slow
+def test_it_runs_from_any_directory(tmp_path):
+    flags = ("--env-id", "DI", "--methods", "DR", "DMAstar-SH", "--steps", 5, "--rounds", 1)
+    done = run(*flags, "--json-file", "speed.json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    check_tables(done.stdout, json.loads((tmp_path / "speed.json").read_text()))
+
+
 def test_rates_of_training():
     """Two rounds of 100 steps, of which the second took twice as long in everything but the evaluation."""
-    seconds = {"act": 0.1, "env": 0.2, "sample": 0.3, "update": 0.4, "eval": 6.0}
-    first = seconds | {"env_steps": 3000, "memory": 500.0}
-    second = {part: 2 * value for part, value in seconds.items()} | {"eval": 6.0, "env_steps": 3000, "memory": 700.0}
+    first = {"train": 1.0, "eval": 6.0, "env_steps": 3000, "memory": 500.0}
+    second = {"train": 2.0, "eval": 6.0, "env_steps": 3000, "memory": 700.0}
     args = types.SimpleNamespace(env_id="Cheetah", steps=100)
     _, medians = bench.training_table(args, {"DR": [first, second], "DMAstar": [second, second]})
     assert medians["DR"]["updates_per_second"] == pytest.approx((100 + 50) / 2)  # 100 steps in 1 s, in 2 s
     assert medians["DMAstar"]["updates_per_second"] == pytest.approx(50)
+    assert medians["DMAstar"]["ms"] == pytest.approx(20)
     # 5,000 steps take 100 s, and the evaluation after them 6 s
     assert medians["DMAstar"]["with_evaluations"] == pytest.approx(5000 / 106)
-    assert medians["DMAstar"]["update_ms"] == pytest.approx(8)
-    assert medians["DR"]["env_steps_per_second"] == pytest.approx((15_000 + 7_500) / 2)
+    assert medians["DR"]["env_steps_per_second"] == pytest.approx((3000 + 1500) / 2)
     assert medians["DR"]["evaluation_steps_per_second"] == pytest.approx(60 * 1000 / 6)  # no warm-up
     assert medians["DMAstar"]["evaluation_steps_per_second"] == pytest.approx(60 * 1128 / 6)
     assert medians["DR"]["memory_mib"] == 600
+
+
+@pytest.mark.parametrize("name", {method.script: method.name for method in learning.MAIN_METHODS}.values())
+def test_every_script_can_be_measured(name, quick):
+    learner = bench.Learner(options(), name)
+    assert learner.updates(2) > 0 and learner.samples(1)[1] > 0 and learner.buffer_mib > 0
 
 
 def losses_of(learner, changes=None):
@@ -72,8 +104,9 @@ def losses_of(learner, changes=None):
 
 @pytest.mark.parametrize(("method", "variant"), [("DMAstar-SH", bench.matrices), ("DA", bench.generated_per_sample)])
 def test_a_variant_is_the_same_function(method, variant):
-    args = types.SimpleNamespace(env_id="DI", cuda=False, compile=False)
-    one, other = bench.Learner(args, method), bench.Learner(args, method)
+    args = options()
+    one = bench.Learner(args, method)
+    other = bench.Learner(args, method)
     calls = []
     logged = lambda function: lambda *inputs: calls.append(1) or function(*inputs)
     changes = {where: logged(function) for where, function in variant(one.module).items()}
@@ -88,9 +121,9 @@ def test_a_variant_is_the_same_function(method, variant):
 
 
 def test_encodings_for_each_loss(monkeypatch):
-    learner = bench.Learner(types.SimpleNamespace(env_id="DI", cuda=False, compile=False), "DMAstar-SH")
-    infer, calls = learner.agent.infer, []
-    monkeypatch.setattr(learner.agent, "infer", lambda window: calls.append(1) or infer(window))
+    learner = bench.Learner(options(), "DMAstar-SH")
+    calls = []
+    learner.agent.encoder.register_forward_hook(lambda *_: calls.append(1))
     batch = learner.buffer.sample(64)
     with bench.varied(bench.encoding_per_loss(learner.module)):
         learner.agent.update(*batch, False)
@@ -101,31 +134,33 @@ def test_encodings_for_each_loss(monkeypatch):
     assert len(calls) == 2 + 4 + 1
 
 
-def test_variants_are_timed(tmp_path):
-    path = tmp_path / "variants.json"
-    done = run("--variants", "--small", "--env-id", "DI", "--json-file", path)
-    assert done.returncode == 0, done.stderr
-    variants = json.loads(path.read_text())["variants"]
-    rows = [[cell.strip() for cell in row.split("|")[1:3]] for row in done.stdout.splitlines()[2:]]
-    assert rows == [[name, variant["method"]] for name, variant in variants.items()] and len(rows) == 3
-    assert all(variant["time_ratio"] > 0 for variant in variants.values())
+def test_variants_are_timed(quick):
+    text, medians = bench.variants_table(options(rounds=1))
+    rows = [[cell.strip() for cell in row.split("|")[1:3]] for row in text.splitlines()[2:]]
+    assert rows == [[name, variant["method"]] for name, variant in medians.items()]
+    assert dict(rows) == bench.VARIANTS and all(variant["time_ratio"] > 0 for variant in medians.values())
 
 
 @pytest.mark.parametrize(
-    ("flags", "message"),
+    "flags",
     [
-        (["--methods", "DMA*"], "unknown method DMA*; allowed: DR, Concat, DMA,"),
-        (["--env-id", "Chetah"], "unknown task Chetah; allowed: DI, DI-Friction,"),
-        (["--rounds", "0"], "--steps, --rounds and --threads must be at least 1"),
-        (["--variants", "--compile"], "--variants goes neither with --cuda nor with --compile"),
-        (["--cuda"], "there is no GPU here for --cuda"),
+        ("--methods", "DMA*"),
+        ("--methods", "HyperZero"),
+        ("--env-id", "Chetah"),
+        ("--rounds", "0"),
+        ("--variants", "--compile"),
+        ("--json-file", "/nowhere/speed.json"),
+        ("--cuda",),
     ],
 )
-def test_bad_input(flags, message):
+def test_bad_flags_get_one_line_that_names_them(flags, monkeypatch, capsys):
     if "--cuda" in flags and torch.cuda.is_available():
         pytest.skip("there is a GPU")
-    done = run(*flags)
-    assert done.returncode == 2 and message in done.stderr and done.stderr.count("\n") == 1
+    monkeypatch.setattr(sys, "argv", ["bench.py", *flags])
+    with pytest.raises(SystemExit) as stop:
+        bench.main()
+    message = capsys.readouterr().err
+    assert stop.value.code == 2 and flags[0] in message and len(message.splitlines()) == 1
 
 
 def products(inputs, outputs):
@@ -138,7 +173,7 @@ def test_operations_of_dr_are_the_counted_ones():
     actor, q = products(4, 4), products(6, 1)
     critics = q["forward"] * 2 + (q["forward"] + q["inputs"] + q["weights"]) * 2 + actor["forward"]
     policy = actor["forward"] + actor["inputs"] + actor["weights"] + 2 * (q["forward"] + q["all inputs"])
-    learner = bench.Learner(bench.Args(env_id="DI"), "DR")
+    learner = bench.Learner(options(), "DR")
     assert learner.operations() == 2 * 256 * (critics + policy)  # two policy updates every second step
 
 
@@ -148,7 +183,7 @@ def test_operations_of_an_lstm():
 
 def test_what_the_encoder_costs_is_counted_once_forward_and_twice_backward():
     """DMA's dynamics model sees 8 numbers more than DR's networks: the LSTM and its embedding are the rest."""
-    learner = bench.Learner(bench.Args(env_id="DI"), "DMAstar")
+    learner = bench.Learner(options(), "DMAstar")
     batch = learner.buffer.sample(256)
     with bench.FlopCounterMode(display=False) as without:
         learner.agent.update(*batch, False)
@@ -225,7 +260,7 @@ def test_cuda_graph_does_what_the_function_does(fake_cuda):
             work()
         return {"out": out}
 
-    graph, expected = aib_tools.CudaGraph(function), {True: torch.zeros(2), False: torch.zeros(2)}
+    graph, expected = aib_run.CudaGraph(function), {True: torch.zeros(2), False: torch.zeros(2)}
     for i in range(12):
         flag = i % 3 == 0
         x, a, b = torch.randn(3, 2).unbind()
@@ -237,26 +272,21 @@ def test_cuda_graph_does_what_the_function_does(fake_cuda):
     assert log.count("wait") == 2 * done.count("call")  # before and after what runs on the graph's stream
 
 
-@pytest.mark.parametrize(
-    "command",
-    [
-        *("dr_sac", "da_sac", "dma_sac", "dma_sac --kl-beta 0.4", "dmah_sac", "dmah_sac --rl-only", "dmash_sac"),
-        "dmash_sac --no-detach-critic --no-detach-actor",
-    ],
-)
-def test_a_gradient_step_stays_on_its_device_and_waits_for_nothing(command, monkeypatch):
+@pytest.mark.parametrize("method", learning.MAIN_METHODS, ids=lambda method: method.name)
+def test_a_gradient_step_stays_on_its_device_and_waits_for_nothing(method, monkeypatch):
     """The device "meta" has no values: a tensor from the CPU, or Python that asks for a value, raises there."""
     adam = torch.optim.Adam
     monkeypatch.setattr(torch.optim, "Adam", lambda parameters, lr, **_: adam(parameters, lr, foreach=False))
-    script, *flags = command.split()
-    module = importlib.import_module(script)
-    args = tyro.cli(module.Args, args=flags)
+    module = learning.script(method.script)
+    args = learning.parse(module, method.flags)
     envs = module.make_envs(args, aib_envs.context_set("DI", "train")[:2])
     sizes = envs.single_observation_space.shape[0], envs.single_action_space.shape[0]
     with torch.device("meta"):
         agent = module.Agent(*sizes, args)
     buffer = module.ReplayBuffer(aib_envs.History(2, agent.window_size, 100, *sizes), 1000, torch.device("meta"))
-    buffer.ends, buffer.total = torch.zeros(20, dtype=torch.int64, device="meta"), 100
-    for policy_turn in (True, False):
-        losses = agent.update(*buffer.sample(32), policy_turn)
-        assert ("actor" in losses) == policy_turn and {x.device.type for x in losses.values()} == {"meta"}
+    buffer.ends = torch.zeros(20, dtype=torch.int64, device="meta")
+    buffer.begins = torch.zeros(20, dtype=torch.int64, device="meta")
+    buffer.total = 100
+    for update_policy in (True, False):
+        losses = agent.update(*buffer.sample(32), update_policy)
+        assert ("actor_loss" in losses) == update_policy and {x.device.type for x in losses.values()} == {"meta"}

@@ -1,5 +1,8 @@
 """DMA*-SH: every part of the algorithm against its definition, and what its gradient step does."""
 
+import re
+
+import learning
 import numpy as np
 import pytest
 import torch
@@ -7,7 +10,7 @@ import torch.nn.functional as F
 
 import aib_envs
 import dmash_sac as script
-from dmash_sac import Agent, Args, Encoder, Hypernetwork, ReplayBuffer
+from dmash_sac import Encoder, Hypernetwork, ReplayBuffer
 
 
 @pytest.fixture(autouse=True)
@@ -15,22 +18,12 @@ def seed():
     torch.manual_seed(0)
 
 
-def filled_buffer(env_id="DI", episodes=2, lengths=None):
-    """A buffer of random episodes."""
-    task, rng = aib_envs.get_task(env_id), np.random.default_rng(0)
-    history = aib_envs.History(20, task.window, task.steps, task.obs_dim, task.act_dim)
-    buffer = ReplayBuffer(history, episodes * task.steps, "cpu")
-    for _ in range(episodes):
-        for array in (history.obs, history.actions, history.rewards):
-            array[:] = rng.standard_normal(array.shape)
-        history.lengths[:] = task.steps if lengths is None else lengths
-        buffer.add(history)
-    return buffer
+def make_agent(**flags):
+    return learning.make_agent(script, **flags)
 
 
-def make_agent(env_id="DI", **kwargs):
-    task = aib_envs.get_task(env_id)
-    return Agent(task.obs_dim, task.act_dim, Args(env_id=env_id, **kwargs))
+def random_buffer(agent, **options):
+    return learning.random_buffer(script, agent, **options)
 
 
 # ----------------------------------------------------- encoder -------------------------------------------------------
@@ -84,42 +77,81 @@ def test_subsample_in_evaluation_has_the_published_positions():
     assert script.subsample(1, 24, training=False).tolist() == [[0, 7, 15, 23]]
 
 
-# -------------------------------------------------- factored adapter --------------------------------------------------
+# ------------------------------------------------- generated adapter --------------------------------------------------
 
 
-def materialise(hypernetwork, z):
-    """The adapter's matrices from the definition: 33 chunks of 512 numbers, one after the other."""
-    rows = []
-    for e in hypernetwork.embeddings:
-        x = torch.cat([z, e.expand(len(z), -1)], 1)
-        features = F.relu(hypernetwork.second(F.relu(hypernetwork.first(x))))
-        rows.append(hypernetwork.head(features))
-    flat = torch.cat(rows, 1)[:, :16_672]
-    w_down, w_up, b_down, b_up = flat.split([32 * 256, 256 * 32, 32, 256], 1)
-    w_down = w_down.view(-1, 16, 2, 256).transpose(1, 2).reshape(-1, 32, 256)  # chunk j holds rows j and 16 + j,
-    w_up = w_up.view(-1, 16, 16, 32).transpose(1, 2).reshape(-1, 256, 32)  # and j, 16 + j, ..., 240 + j
-    return w_down, w_up, b_down, b_up
+def matrices(chunks):
+    """W_down [32, 256], W_up [256, 32] and both biases of one sample, placed number by number from its chunks."""
+    chunks = chunks.tolist()
+    w_down, w_up = np.zeros((32, 256)), np.zeros((256, 32))
+    for j in range(16):
+        for place in range(512):
+            row, column = divmod(place, 256)
+            w_down[16 * row + j, column] = chunks[j][place]  # rows j and 16 + j
+            row, column = divmod(place, 32)
+            w_up[16 * row + j, column] = chunks[16 + j][place]  # rows j, 16 + j, ..., 240 + j
+    return w_down, w_up, np.array(chunks[32][:32]), np.array(chunks[32][32:288])
 
 
-def adapt_materialised(x, matrices):
-    w_down, w_up, b_down, b_up = matrices
-    hidden = F.relu(torch.einsum("boi,bi->bo", w_down, x) + b_down)
-    return F.relu(x + torch.einsum("boi,bi->bo", w_up, hidden) + b_up)
+def test_chunks_and_the_plain_adapter_are_equation_3():
+    hypernetwork = Hypernetwork(8).double()
+    z, x = torch.rand(2, 8).double(), torch.randn(2, 256).double()
+    chunks = hypernetwork.chunks(z)
+    assert chunks.shape == (2, 33, 512)
+    for j, e in enumerate(hypernetwork.embeddings):
+        f = F.relu(hypernetwork.second(F.relu(hypernetwork.first(torch.cat([z[0], e])))))
+        torch.testing.assert_close(chunks[0, j], hypernetwork.head(f))
+    adapted = script.adapt_plainly(x, chunks).detach().numpy()
+    for i in range(2):
+        w_down, w_up, b_down, b_up = matrices(chunks[i])
+        hidden = np.maximum(w_down @ x[i].numpy() + b_down, 0)
+        np.testing.assert_allclose(adapted[i], np.maximum(x[i].numpy() + w_up @ hidden + b_up, 0), rtol=1e-10)
+
+
+def compare_adapters(module, inputs, dtype, tolerance):
+    """The adapter that runs and the plain one of a script: outputs, and gradients of inputs and hypernetwork."""
+    hypernetwork = module.Hypernetwork(inputs).to(dtype)
+    z, x, weights = torch.rand(6, inputs, dtype=dtype), *torch.randn(2, 6, module.WIDTH, dtype=dtype)
+    results = []
+    for build, apply in ((hypernetwork, module.adapt), (hypernetwork.chunks, module.adapt_plainly)):
+        leaves = [z.clone().requires_grad_(), x.clone().requires_grad_()]
+        out = apply(leaves[1], build(leaves[0]))
+        results.append([out, *torch.autograd.grad((out * weights).sum(), [*leaves, *hypernetwork.parameters()])])
+    assert len(results[0]) == 1 + 2 + 7
+    for fast, plain in zip(*results, strict=True):
+        assert (fast - plain).abs().max() <= tolerance * plain.abs().max()
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-11), (torch.float32, 2e-4)])
-def test_factored_adapter_is_the_materialised_one(dtype, tolerance):
-    hypernetwork = Hypernetwork(8).to(dtype)
-    z, x = torch.rand(16, 8, dtype=dtype), torch.randn(16, 256, dtype=dtype)
-    weights, results = torch.randn(16, 256, dtype=dtype), []
-    for build, apply in ((hypernetwork, script.adapt), (lambda z: materialise(hypernetwork, z), adapt_materialised)):
-        inputs = [z.clone().requires_grad_(), x.clone().requires_grad_()]
-        out = apply(inputs[1], build(inputs[0]))
-        gradients = torch.autograd.grad((out * weights).sum(), [*inputs, *hypernetwork.parameters()])
-        results.append([out, *gradients])
-    assert len(results[0]) == 1 + 2 + 7
-    for factored, expected in zip(*results, strict=True):
-        assert (factored - expected).abs().max() <= tolerance * expected.abs().max()
+def test_the_fast_adapter_is_the_plain_one(dtype, tolerance):
+    compare_adapters(script, 8, dtype, tolerance)
+
+
+CONSTANTS = [("WIDTH", 64), ("WIDTH", 128), ("WIDTH", 512), ("BOTTLENECK", 16), ("CHUNK", 1024), ("Z_DIM", 12)]
+
+
+def holders(constant):
+    return [name for name in learning.SCRIPTS if hasattr(learning.script(name), constant)]
+
+
+@pytest.mark.parametrize(
+    ("name", "constant", "value"), [(name, *change) for change in CONSTANTS for name in holders(change[0])]
+)
+def test_constants_can_be_changed(name, constant, value, tmp_path):
+    """In a copy of the script: the fast adapter is still the plain one, and 20 gradient steps can be made."""
+    text = (learning.ROOT / name).read_text()
+    text, count = re.subn(rf"(?m)^{constant} = \d+", f"{constant} = {value}", text)
+    assert count == 1
+    (tmp_path / name).write_text(text)
+    module = learning.load(tmp_path / name)
+    agent, buffer = learning.learner(module)
+    before = learning.weights(agent)
+    learning.update(agent, buffer, steps=20, batch_size=8)
+    after = learning.weights(agent)
+    assert all(x.isfinite().all() for x in after.values()) and not learning.same(before, after)
+    assert agent.actor.trunk[2].out_features == module.WIDTH
+    if hasattr(module, "adapt"):
+        compare_adapters(module, getattr(module, "Z_DIM", 2), torch.float64, 1e-11)
 
 
 def test_an_adapter_of_zero_weights_is_the_final_relu():
@@ -143,11 +175,11 @@ def test_log_standard_deviation_ends_at_minus_5_and_2():
 
 
 def test_adapter_follows_the_trunk_directly():
-    """Linear, ReLU, Linear, adapter (which ends with a ReLU), head, written out with materialised matrices."""
+    """Linear, ReLU, Linear, adapter (which ends with a ReLU), head."""
     network, hypernetwork = script.MLP(5, 3).double(), Hypernetwork(8).double()
     x, z = torch.randn(16, 5).double(), torch.rand(16, 8).double()
     first, _, second = network.trunk
-    adapted = adapt_materialised(second(F.relu(first(x))), materialise(hypernetwork, z))
+    adapted = script.adapt_plainly(second(F.relu(first(x))), hypernetwork.chunks(z))
     torch.testing.assert_close(network(x, hypernetwork(z)), network.head(adapted))
 
 
@@ -172,17 +204,17 @@ def test_sampled_windows_are_strictly_past_and_stay_in_their_episode():
     k, steps, n, episodes = 24, 100, 3, 4
     history = aib_envs.History(n, k, steps, 2, 2)
     buffer = ReplayBuffer(history, episodes * steps, "cpu")
-    for episode in range(episodes):  # observations carry (episode and context, place); actions the transition
-        history.obs[..., 0] = 10 * episode + np.arange(n)[:, None]
-        history.obs[..., 1] = np.arange(k + steps + 2)
-        history.actions[..., 0] = 10 * episode + np.arange(n)[:, None]
-        history.actions[..., 1] = np.arange(k + steps)
+    for episode in range(episodes):  # column 0 says which episode and context, column 1 which place
+        for array in (history.obs, history.actions, history.next_obs):
+            array[..., 0] = 10 * episode + np.arange(n)[:, None]
+            array[..., 1] = np.arange(k + steps)
+        history.next_obs[..., 1] += 1
         history.rewards[:] = np.arange(steps)
         history.lengths[:] = steps
         buffer.add(history)
     obs, actions, next_obs, rewards, (w_obs, w_actions, w_deltas) = buffer.sample(20_000)
     t = rewards
-    assert torch.equal(obs[:, 1], k + 1 + t) and torch.equal(next_obs[:, 1], k + 2 + t)  # never the warm-up
+    assert torch.equal(obs[:, 1], k + t) and torch.equal(next_obs[:, 1], k + t + 1)  # never the warm-up
     assert torch.equal(actions[:, 1], k + t)
     for part in (next_obs, actions):
         assert torch.equal(part[:, 0], obs[:, 0])
@@ -193,7 +225,7 @@ def test_sampled_windows_are_strictly_past_and_stay_in_their_episode():
     age = (k + t)[:, None] - transition  # 1 ... K steps ago, all equally often
     counts = torch.bincount(age.long().flatten(), minlength=k + 1)
     assert counts[0] == 0 and len(counts) == k + 1 and counts[1:].min() > 0.8 * counts[1:].float().mean()
-    assert torch.equal(w_obs[..., 1], transition + (transition >= k))
+    assert torch.equal(w_obs[..., 1], transition)
     assert torch.equal(w_deltas, torch.tensor([0.0, 1.0]).expand_as(w_deltas))
     where = torch.stack([obs[:, 0], t]).unique(dim=1).shape[1]
     assert where == n * episodes * steps  # contexts, episodes and steps are all drawn
@@ -209,7 +241,7 @@ def test_buffer_overwrites_the_oldest_episode():
 
 
 def test_steps_after_a_divergence_are_not_sampled():
-    buffer = filled_buffer(episodes=2, lengths=np.arange(20) * 5)  # none of the first context, 95 of the last
+    buffer = random_buffer(make_agent(), lengths=np.arange(20) * 5)  # none of the first context, 95 of the last
     buffer.rewards[:] = torch.arange(100.0)
     buffer.actions[:] = torch.arange(20.0).view(20, 1, 1, 1)
     _, actions, _, rewards, _ = buffer.sample(20_000)
@@ -220,10 +252,11 @@ def test_steps_after_a_divergence_are_not_sampled():
 
 
 def test_every_loss_of_a_gradient_step_sees_the_same_omega(monkeypatch):
-    agent, buffer, seen, original = make_agent(), filled_buffer(), [], script.adapt
+    agent, seen, original = make_agent(), [], script.adapt
+    buffer = random_buffer(agent)
 
     def adapt(x, omega):
-        seen.append((omega[0].requires_grad, [part.detach().clone() for part in omega]))
+        seen.append((any(part.requires_grad for part in omega), [part.detach().clone() for part in omega]))
         return original(x, omega)
 
     monkeypatch.setattr(script, "adapt", adapt)
@@ -235,12 +268,28 @@ def test_every_loss_of_a_gradient_step_sees_the_same_omega(monkeypatch):
         assert with_gradient == (True, *[False] * (len(seen) - 1))
         for omega in omegas:
             assert all(torch.equal(a, b) for a, b in zip(omega, omegas[0], strict=True))
-    assert [len(part) for part in omegas[0]] == [32, 32, 32, 32, 256, 32]
+
+
+def test_the_context_learns_last():
+    """Adam's steps in order: critics, twice policy and temperature, then encoder, hypernetwork and dynamics model."""
+    agent, order = make_agent(), []
+    buffer = random_buffer(agent)
+    names = ("context_optimizer", "q_optimizer", "actor_optimizer", "alpha_optimizer")
+    for name in names:
+        getattr(agent, name).register_step_post_hook(
+            lambda *_, name=name: order.append(name.removesuffix("_optimizer"))
+        )
+    agent.update(*buffer.sample(32), True)
+    assert order == ["q", "actor", "alpha", "actor", "alpha", "context"]
+    order.clear()
+    losses = agent.update(*buffer.sample(32), False)
+    assert order == ["q", "context"] and set(losses) == {"dynamics_loss", "qf_loss", "alpha"}
 
 
 def test_time_limits_bootstrap():
     """The critics' loss on last steps of episodes is the one with a bootstrapped target."""
-    agent, buffer = make_agent(), filled_buffer()
+    agent = make_agent()
+    buffer = random_buffer(agent)
     buffer.rewards[:] = torch.arange(100.0)
     obs, actions, next_obs, rewards, window = buffer.sample(2000)
     last = rewards == 99
@@ -256,13 +305,14 @@ def test_time_limits_bootstrap():
         q = [f(torch.cat([obs, actions], 1), omega)[:, 0] for f in (agent.qf1, agent.qf2)]
         expected, cut = (sum(F.mse_loss(x, y) for x in q) for y in (target, rewards))
     torch.manual_seed(2)
-    loss = agent.update(obs, actions, next_obs, rewards, window, False)["qf"]
+    loss = agent.update(obs, actions, next_obs, rewards, window, False)["qf_loss"]
     torch.testing.assert_close(loss, expected)
     assert abs(loss - cut) > 1e-3
 
 
 def test_target_networks_follow_by_tau():
-    agent, buffer = make_agent(tau=0.25), filled_buffer()
+    agent = make_agent(tau=0.25)
+    buffer = random_buffer(agent)
     copies = lambda: [
         [p.clone() for q in pair for p in q.parameters()]
         for pair in ((agent.qf1, agent.qf2), (agent.qf1_target, agent.qf2_target))
@@ -278,7 +328,8 @@ def test_target_networks_follow_by_tau():
 
 def test_evaluation_acts_deterministically_and_draws_no_random_numbers():
     agent, history = make_agent(), aib_envs.History(20, 24, 100, 4, 2)
-    history.obs[:], history.actions[:], history.t = np.random.default_rng(0).standard_normal((20, 126, 1)), 0.5, 30
+    history.obs[:] = np.random.default_rng(0).standard_normal((20, 124, 1))
+    history.t = 30
     obs, state = np.ones((20, 4), np.float32), torch.get_rng_state()
     first = agent.act(obs, history, training=False)
     assert np.array_equal(first, agent.act(obs, history, training=False))

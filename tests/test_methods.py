@@ -1,8 +1,7 @@
 """All methods: sizes, which loss moves which parameters, and the paper's theory on the real code."""
 
-import importlib
-
 import gymnasium as gym
+import learning
 import numpy as np
 import pytest
 import torch
@@ -14,6 +13,7 @@ import dma_sac
 import dmah_sac
 import dmash_sac
 import dr_sac
+from tools.methods import METHODS
 
 CONTEXT, CRITICS = {"encoder", "dynamics"}, {"qf1", "qf2", "qf1_target", "qf2_target"}
 RL = {"actor", "log_alpha", *CRITICS}
@@ -24,41 +24,34 @@ def seed():
     torch.manual_seed(0)
 
 
-def make(script, env_id="DI", **flags):
-    """An agent and a buffer of two random episodes, with the observations that `make_envs` gives."""
-    module, task, rng = importlib.import_module(script.__name__), aib_envs.get_task(env_id), np.random.default_rng(0)
-    args = module.Args(env_id=env_id, **flags)
-    sees_context = script is da_sac or getattr(args, "context_aware", False)
-    obs_dim = task.obs_dim + len(task.dimensions) * sees_context
-    agent = module.Agent(obs_dim, task.act_dim, args)
-    history = aib_envs.History(20, agent.window_size, task.steps, obs_dim, task.act_dim)
-    vectors = [aib_envs.context_vector(env_id, context) for context in aib_envs.context_set(env_id, "train")]
-    buffer = module.ReplayBuffer(history, 2 * task.steps, "cpu")
-    for _ in range(2):
-        for array in (history.obs, history.actions, history.rewards):
-            array[:] = rng.standard_normal(array.shape)
-        if sees_context:
-            history.obs[:, :, task.obs_dim :] = np.array(vectors)[:, None]
-        history.lengths[:] = task.steps
-        buffer.add(history)
-    return agent, buffer
-
-
-def parameters(agent):
-    return {name: p.detach().clone() for name, p in agent.named_parameters()}
+make = learning.learner
 
 
 def moved(agent, buffer, steps=4, scale=1.0):
-    """Names of the parameters that real update steps change by at least a bit."""
-    before = parameters(agent)
-    for step in range(steps):
-        obs, actions, next_obs, rewards, *window = buffer.sample(32)
-        agent.update(obs, actions, next_obs, scale * rewards, *window, step % 2 == 0)
-    return {name for name, p in parameters(agent).items() if not torch.equal(p, before[name])}
+    """Names of the parameters that gradient steps change by at least a bit."""
+    before = learning.weights(agent)
+    learning.update(agent, buffer, steps, reward_scale=scale)
+    return {name for name, p in learning.weights(agent).items() if not torch.equal(p, before[name])}
 
 
 def modules(names):
     return {name.split(".")[0] for name in names}
+
+
+# ------------------------------------------------ the table of methods -----------------------------------------------
+
+
+@pytest.mark.parametrize("method", METHODS.values(), ids=lambda method: method.name)
+def test_a_row_of_the_table_is_what_its_script_says(method):
+    if not (learning.ROOT / method.script).exists():
+        pytest.skip(f"{method.script} is not there")
+    module = learning.script(method.script)
+    args = learning.parse(module, method.flags)
+    assert module.method_name(args) == method.name
+    envs = module.make_envs(args, [{}])
+    task = aib_envs.get_task(args.env_id)
+    assert (module.make_agent(args, envs).window_size > 0) == method.window
+    assert (envs.single_observation_space.shape[0] > task.obs_dim) == method.told
 
 
 # ------------------------------------------------------- sizes -------------------------------------------------------
@@ -104,7 +97,7 @@ def test_dynamics_loss_and_rl_losses_train_different_parameters(script, flags, c
         torch.manual_seed(0)
         agent, buffer = make(script, **flags)
         moved(agent, buffer, scale=scale)
-        results.append(parameters(agent))
+        results.append(learning.weights(agent))
     differing = {name for name in results[0] if not torch.equal(results[0][name], results[1][name])}
     assert modules(differing) >= {"actor", "qf1", "qf2"} and not modules(differing) & context
 
@@ -276,7 +269,7 @@ def test_da_does_not_learn_from_a_context_that_is_not_a_training_context():
     agent, buffer = make(da_sac)
     obs, *rest = buffer.sample(64)
     obs[3, -2] += 1e-3
-    assert agent.update(obs, *rest, False)["qf"].isnan()
+    assert agent.update(obs, *rest, False)["qf_loss"].isnan()
 
 
 # -------------------------------------------------------- theory -----------------------------------------------------
@@ -381,6 +374,49 @@ def test_shadow_gradient_is_the_mean_norm_of_the_samples_own_gradients(script):
     assert min(norms) > 0
     assert agent.diagnose(*batch)["shadow_gradient"] == pytest.approx(sum(norms) / 6, rel=1e-4)
     assert all(x.grad is None for x in agent.encoder.parameters())  # computed, never applied
+
+
+@pytest.mark.parametrize(
+    ("script", "flags"), [(dma_sac, {}), (dma_sac, {"kl_beta": 0.4}), (dmah_sac, {}), (dmash_sac, {})]
+)
+def test_what_diagnose_says_depends_on_nothing_called_before_and_changes_nothing(script, flags):
+    agent, buffer = make(script, policy_lr=0.0, q_lr=0.0, dynamics_lr=0.0, tau=0.0, **flags)
+    batch = buffer.sample(16)
+    history = aib_envs.History(3, agent.window_size, 100, 4, 2)
+    obs = np.ones((3, 4), np.float32)
+    before = [
+        lambda: agent.train(),
+        lambda: agent.eval(),
+        lambda: agent.act(obs, history, training=True),
+        lambda: agent.act(obs, history, training=False),
+        lambda: agent.update(*batch, True),
+        lambda: agent.diagnose(*batch),
+    ]
+    found = []
+    for call in before:
+        call()
+        torch.manual_seed(1)
+        found.append(agent.diagnose(*batch)["shadow_gradient"])
+    assert len(set(found)) == 1 and found[0] > 0
+
+    losses = []
+    for look in (False, True):
+        if look:
+            agent.diagnose(*batch)
+        torch.manual_seed(1)
+        losses.append(agent.update(*batch, True))
+    assert learning.same(*losses)
+
+
+@pytest.mark.parametrize("script", [dma_sac, dmah_sac, dmash_sac])
+def test_a_gradient_step_infers_z_once(script):
+    agent, buffer = make(script)
+    batch = buffer.sample(8)
+    calls = []
+    agent.encoder.register_forward_hook(lambda encoder, *_: calls.append(encoder.training))
+    agent.eval()
+    agent.update(*batch, True)
+    assert calls == [True]  # as in training, whatever was called before
 
 
 @pytest.mark.parametrize("script", [dr_sac, da_sac])

@@ -12,13 +12,13 @@ import sys
 import time
 from pathlib import Path
 
+import aib_render
 import imageio
 import numpy as np
 import pytest
 import torch
 
 import aib_envs
-import aib_render
 import aib_tools
 
 ROOT = Path(__file__).parent.parent

@@ -1,74 +1,62 @@
-"""Every script end to end, as a user starts it."""
+"""Every script, method, flag and task: that it learns, in small."""
 
+import dataclasses
 import json
+import math
 import os
+import signal
 import subprocess
 import sys
-from pathlib import Path
 
+import learning
 import pytest
 import torch
 
-ROOT = Path(__file__).parent.parent
-SCRIPTS = ["dr_sac.py", "da_sac.py", "dma_sac.py", "dmah_sac.py", "dmash_sac.py"]
+import aib_envs
+import aib_run
+
+ROOT = learning.ROOT
+
+# ------------------------------------------------ training, in this process ------------------------------------------
 
 
-def run(script, *flags, cwd):
-    """The finished process of `python script flags`, in a directory of its own."""
-    env = os.environ | {"OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(ROOT / script), *map(str, flags)]
-    return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=900, check=False)
+@pytest.fixture
+def train(monkeypatch, tmp_path):
+    """train(script, flags) trains on DI, with K = 10 and episodes of 20 steps. Returns the finished run."""
+    di = dataclasses.replace(aib_envs.TASKS["DI"], steps=20, window=10)
+    monkeypatch.setitem(aib_envs.TASKS, "DI", di)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
 
+    def train(script, flags="", name="runs"):
+        module = learning.script(script)
+        monkeypatch.setattr(sys, "argv", [str(ROOT / script)])
+        short = "--learning-starts 20 --total-timesteps 45 --eval-every 30 --eval-rollouts 1 --batch-size 8"
+        args = learning.parse(module, f"--run-dir {tmp_path / name} {short} {flags}")
+        run = module.train(args)
+        run.close()
+        for file in (run._metrics, run._train):
+            file.close()
+        return run
 
-def finished_run(process, cwd):
-    """The only run's directory of a process that ended well and printed nothing of other people."""
-    assert process.returncode == 0, process.stderr
-    assert "Warning" not in process.stderr + process.stdout and "Traceback" not in process.stderr
-    (directory,) = (cwd / "runs").iterdir()
-    return directory
+    yield train
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
 
 
 def metrics_of(directory):
-    return [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in line.items() if name != "seconds"} for line in lines]
 
 
-@pytest.mark.parametrize(
-    ("script", "env_id", "flags", "method"),
-    [
-        ("dmash_sac.py", "DI", "", "DMAstar-SH"),
-        ("dmash_sac.py", "Cheetah", "", "DMAstar-SH"),
-        ("dmash_sac.py", "WalkerGym", "", "DMAstar-SH"),
-        ("dmash_sac.py", "DI-Perm", "--mask-prob 0 --no-normalise", "DMA-SH"),
-        ("dmash_sac.py", "DI", "--no-detach-critic", "DMAstar-SH-nodetach-critic"),
-        ("dmash_sac.py", "DI", "--no-detach-actor", "DMAstar-SH-nodetach-actor"),
-        ("dmash_sac.py", "DI", "--no-detach-actor --no-detach-critic", "DMAstar-SH-nodetach-critic-nodetach-actor"),
-        ("dmash_sac.py", "DI", "--no-normalise --no-detach-actor", "DMAstar-SH-nonorm-nodetach-actor"),
-        ("dmah_sac.py", "DI", "", "DMAstar-H"),
-        ("dmah_sac.py", "DI", "--rl-only", "DMAstar-H-RLonly"),
-        ("dma_sac.py", "DI", "", "DMAstar"),
-        ("dma_sac.py", "DI", "--mask-prob 0", "DMAstar-nomask"),
-        ("dma_sac.py", "DI-Friction", "--mask-prob 0 --no-normalise", "DMA"),
-        ("dma_sac.py", "ODE-5", "--kl-beta 0.4", "DMA-Pearl"),
-        ("da_sac.py", "DI", "", "DA"),
-        ("da_sac.py", "ODE-3", "--scale-context", "DA-scaled"),
-        ("dr_sac.py", "Reacher-E", "", "DR"),
-        ("dr_sac.py", "DI", "--context-aware", "Concat"),
-        ("dr_sac.py", "ODE", "--context-aware --scale-context", "Concat-scaled"),
-    ],
-)
-def test_script_trains_and_evaluates(script, env_id, flags, method, tmp_path):
-    starts = 1000 if env_id in ("Cheetah", "WalkerGym", "Reacher-E") else 300
-    short = ("--total-timesteps", 200, "--learning-starts", starts, "--eval-every", 100, "--eval-rollouts", 1)
-    process = run(script, "--env-id", env_id, *flags.split(), *short, cwd=tmp_path)
-    directory = finished_run(process, tmp_path)
+def check_finished(directory, method, steps):
+    """What a finished run has written."""
     metrics = metrics_of(directory)
-    assert [m["global_step"] for m in metrics] == [0, 100, 200]
+    assert [m["global_step"] for m in metrics] == steps
     for m in metrics:
-        assert list(m["aer"]) == ["train", "eval-in", "eval-out"] and all(len(r) == 20 for r in m["returns"].values())
-        assert f"step {m['global_step']}: AER train {m['aer']['train']:.1f}, eval-in " in process.stdout
-    config = json.loads((directory / "config.json").read_text())
-    assert config["args"]["env_id"] == env_id and config["args"]["total_timesteps"] == 200
+        assert list(m["aer"]) == list(aib_envs.SPLITS) and all(len(r) == 20 for r in m["returns"].values())
+        assert all(math.isfinite(value) for value in (*m["aer"].values(), *m["losses"].values()))
     results = json.loads((directory / "results.json").read_text())
+    config = json.loads((directory / "config.json").read_text())
     assert results["method"] == config["method"] == directory.name.split("__")[1] == method
     for split, aer in metrics[-1]["aer"].items():
         rollouts = [sum(row) / len(row) for row in results["returns"][split]]
@@ -76,57 +64,176 @@ def test_script_trains_and_evaluates(script, env_id, flags, method, tmp_path):
     assert torch.load(directory / "agent.pt", weights_only=True)
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
-def test_same_seed_gives_the_same_metrics(script, tmp_path):
-    def metrics(name, seed):
-        flags = ("--total-timesteps", 150, "--learning-starts", 200, "--eval-every", 50, "--eval-rollouts", 2)
-        (tmp_path / name).mkdir()
-        process = run(script, "--env-id", "ODE", "--seed", seed, *flags, cwd=tmp_path / name)
-        return [
-            {k: v for k, v in m.items() if k != "seconds"} for m in metrics_of(finished_run(process, tmp_path / name))
-        ]
+@pytest.mark.parametrize("method", learning.MAIN_METHODS, ids=lambda method: method.name)
+def test_every_method_trains(method, train):
+    run = train(method.script, method.flags)
+    check_finished(run.directory, method.name, [0, 30, 45])
+    window = run.agent.window_size
+    # A random episode, two of 20 steps, and 5 steps of another; each with its warm-up
+    assert run.env_steps == 20 * (3 * (window + 20) + window + 5) and run.episode == 3
 
-    first = metrics("first", 1)
-    assert first == metrics("again", 1) and first != metrics("other", 2)
+
+@pytest.mark.parametrize("script", learning.SCRIPTS)
+def test_the_same_seed_learns_the_same_however_often_one_looks(script, train):
+    flags = "--total-timesteps 25"
+    one, often = (train(script, f"{flags} --eval-every {every}", str(every)) for every in (100, 10))
+    other = train(script, f"{flags} --seed 2 --eval-every 100")
+    assert learning.same(one.agent.state_dict(), often.agent.state_dict())
+    assert not learning.same(one.agent.state_dict(), other.agent.state_dict())
+    steps = (0, 25)
+    assert metrics_of(one.directory) == [m for m in metrics_of(often.directory) if m["global_step"] in steps]
+
+
+def test_learning_starts(train):
+    """Learning may start in the middle of an episode; each episode of 20 steps has a warm-up of 10."""
+    runs = [train("dmash_sac.py", f"--learning-starts {n} --total-timesteps 4", str(n)) for n in (20, 35, 40)]
+    assert [run.env_steps // 20 for run in runs] == [20 + 4 + 2 * 10, 35 + 4 + 2 * 10, 40 + 4 + 3 * 10]
+
+
+# ------------------------------------------------------- flags -------------------------------------------------------
+
+# A value that is not the default of the flags that say what is learned; flags for every script stand in aib_run.py
+OTHER = {
+    "batch_size": 7,
+    "gamma": 0.5,
+    "tau": 0.3,
+    "policy_lr": 1e-2,
+    "q_lr": 1e-2,
+    "dynamics_lr": 1e-2,
+    "mask_prob": 0.9,
+    "normalise": False,
+    "detach_critic": False,
+    "detach_actor": False,
+    "kl_beta": 0.9,
+    "rl_only": True,
+    "context_aware": True,
+    "scale_context": True,
+}
+FLAGS = [
+    (script, field.name)
+    for script in learning.SCRIPTS
+    for field in dataclasses.fields(learning.script(script).Args)
+    if field.name in OTHER
+]
+
+
+@pytest.mark.parametrize(("script", "name"), FLAGS)
+def test_a_flag_changes_what_is_learned(script, name):
+    module = learning.script(script)
+    results = []
+    needed = {"context_aware": True} if script == "dr_sac.py" and name == "scale_context" else {}
+    for flags in (needed, needed | {name: OTHER[name]}):
+        torch.manual_seed(0)
+        agent = learning.make_agent(module, **flags)
+        buffer = learning.random_buffer(module, agent)
+        learning.update(agent, buffer, steps=3, batch_size=agent.args.batch_size)
+        results.append(learning.weights(agent))
+    assert all(x.isfinite().all() for x in results[1].values()) and not learning.same(*results)
+
+
+@pytest.mark.parametrize("script", learning.SCRIPTS)
+def test_buffer_size_counts_transitions_of_each_context(script):
+    module = learning.script(script)
+    history = aib_envs.History(3, 24, 100, 4, 2)
+    for size, episodes in ((100, 1), (399, 3), (400, 4)):
+        buffer = module.ReplayBuffer(history, size, "cpu")
+        assert buffer.num_episodes == episodes and buffer.rewards.shape == (3, episodes, 100)
 
 
 @pytest.mark.parametrize(
-    ("flags", "message"),
+    ("script", "flags"),
     [
-        (["--env-id", "Cheeta"], "unknown task 'Cheeta' (did you mean Cheetah?)"),
-        (["--env-id", "ODE-21"], "allowed: DI, DI-Friction"),
-        (["--total-timestep", "5"], "--total-timesteps"),
-        (["--total-timesteps", "many"], "invalid literal for int() with base 10: 'many'"),
-        (["--total-timesteps", "0"], "--total-timesteps must be from 1"),
-        (["--gamma", "nan"], "--gamma must be from 0 to 1"),
-        (["--mask-prob", "1.5"], "--mask-prob must be from 0 to 1"),
-        (["--q-lr", "inf"], "--q-lr must be from 0 to 1"),
-        (["--learning-starts", "50"], "--learning-starts must be from 100"),
-        (["--env-id", "Cheetah", "--buffer-size", "999"], "--buffer-size must be from 1000"),
-        (["--seed", "-1"], "--seed must be from 0"),
-        (["Cheetah"], "Unrecognized options: Cheetah"),
-        (["--run-dir", "/dev/null/runs"], "/dev/null"),
-        (["dr_sac.py", "--scale-context"], "--scale-context needs --context-aware"),
-        (["dma_sac.py", "--kl-beta", "-1"], "--kl-beta must be from 0 to 1"),
+        *((script, "--learning-starts 50") for script in learning.SCRIPTS),
+        *((script, "--buffer-size 99") for script in learning.SCRIPTS),
+        ("dmash_sac.py", "--mask-prob 1.5"),
+        ("dmash_sac.py", "--gamma nan"),
+        ("dmash_sac.py", "--q-lr inf"),
+        ("dmash_sac.py", "--batch-size 0"),
+        ("dma_sac.py", "--kl-beta -1"),
+        ("dr_sac.py", "--scale-context"),
     ],
 )
-def test_bad_input_gets_one_clear_line(flags, message, tmp_path):
-    script, *flags = flags if flags[0].endswith(".py") else ["dmash_sac.py", *flags]
-    process = run(script, *flags, cwd=tmp_path)
-    assert process.returncode == 2 and message in process.stderr
-    assert len(process.stderr.splitlines()) == 1 and process.stderr.startswith(script) and not process.stdout
+def test_bad_flags_get_one_line_that_names_them(script, flags, monkeypatch, capsys, tmp_path):
+    module = learning.script(script)
+    monkeypatch.setattr(sys, "argv", [script])
+    with pytest.raises(SystemExit) as stop:
+        module.train(learning.parse(module, f"{flags} --run-dir {tmp_path}"))
+    output = capsys.readouterr()
+    assert stop.value.code == 2 and len(output.err.splitlines()) == 1 and not output.out
+    assert flags.split()[0] in output.err and output.err.startswith(script)
     assert not list(tmp_path.iterdir())
 
 
-def test_a_wrong_flag_is_named_on_a_terminal_without_unicode(tmp_path):
-    env = {**os.environ, "PYTHONIOENCODING": "ascii"}
-    command = [sys.executable, str(ROOT / "dmash_sac.py"), "--total-timestep", "5"]
-    process = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
-    assert process.returncode == 2 and "--total-timesteps" in process.stderr and len(process.stderr.splitlines()) == 1
+# ------------------------------------------------------- tasks -------------------------------------------------------
 
 
-def test_help_explains_every_flag(tmp_path):
-    process = run("dmash_sac.py", "--help", cwd=tmp_path)
-    assert process.returncode == 0 and "(default: None)" in process.stdout
-    for text in ("the task's own", "use a GPU if there is one", "smoothing coefficient", "--no-cuda", "--mask-prob"):
-        assert text in process.stdout
+@pytest.mark.parametrize("env_id", aib_envs.TASKS)
+def test_every_task_is_learned_from(env_id):
+    """Two contexts, a warm-up and four steps with the agent's own actions, and two gradient steps."""
+    module = learning.script("dmash_sac.py")
+    args = learning.parse(module, f"--env-id {env_id}")
+    agent, buffer = learning.short_episode(module, args)
+    task = aib_envs.get_task(env_id)
+    obs, actions, next_obs, _, window = buffer.sample(8)
+    assert obs.shape == next_obs.shape == (8, task.obs_dim) and actions.shape == (8, task.act_dim)
+    assert [part.shape for part in window] == [(8, task.window // 5, x.shape[1]) for x in (obs, actions, obs)]
+    before = learning.weights(agent)
+    losses = learning.update(agent, buffer, steps=2, batch_size=8)
+    assert all(loss.isfinite() for loss in losses.values())
+    assert not learning.same(before, learning.weights(agent))
+
+
+@pytest.mark.parametrize(
+    ("script", "flags"),
+    [("dr_sac.py", "--context-aware"), ("dr_sac.py", "--context-aware --scale-context"), ("da_sac.py", "")],
+)
+@pytest.mark.parametrize("env_id", ["DI-Perm", "ODE-1", "ODE-20", "Cartpole"])
+def test_methods_that_are_told_the_context_learn_with_any_number_of_dimensions(script, flags, env_id):
+    module = learning.script(script)
+    agent, buffer = learning.short_episode(module, learning.parse(module, f"--env-id {env_id} {flags}"))
+    losses = learning.update(agent, buffer, steps=2, batch_size=8)
+    assert all(loss.isfinite() for loss in losses.values())
+
+
+# -------------------------------------------------- as a user starts it ----------------------------------------------
+
+
+def start(script, *flags, cwd):
+    """The finished process of `python script flags`."""
+    command = [sys.executable, str(ROOT / script), *map(str, flags)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=900, check=False)
+
+
+SLOW = [
+    ("dr_sac.py", "Reacher-E", "", "DR"),
+    ("da_sac.py", "ODE-3", "--scale-context", "DA-scaled"),
+    ("dma_sac.py", "Cheetah", "--kl-beta 0.4", "DMA-Pearl"),
+    ("dmah_sac.py", "HopperGym", "--rl-only", "DMAstar-H-RLonly"),
+    ("dmash_sac.py", "WalkerGym", "", "DMAstar-SH"),
+]
+
+
+@pytest.mark.parametrize(
+    ("script", "env_id", "flags", "method"),
+    [("dmash_sac.py", "DI", "", "DMAstar-SH"), *(pytest.param(*row, marks=pytest.mark.slow) for row in SLOW)],
+)
+def test_a_script_is_a_program(script, env_id, flags, method, tmp_path):
+    """Episodes of full length; nothing on the terminal that is not ours."""
+    steps = aib_envs.get_task(env_id).steps
+    short = ("--total-timesteps", 30, "--learning-starts", steps, "--eval-every", 20, "--eval-rollouts", 1)
+    process = start(script, "--env-id", env_id, *flags.split(), *short, cwd=tmp_path)
+    assert process.returncode == 0, process.stderr
+    assert "Warning" not in process.stderr + process.stdout and "Traceback" not in process.stderr
+    (directory,) = (tmp_path / "runs").iterdir()
+    check_finished(directory, method, [0, 20, 30])
+
+
+@pytest.mark.parametrize("script", learning.SCRIPTS)
+def test_help_has_every_flag(script, capsys):
+    module = learning.script(script)
+    with pytest.raises(SystemExit) as stop:
+        aib_run.parse_args(module.Args, ["--help"])
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    assert all(aib_run.flag(field.name) in text for field in dataclasses.fields(module.Args) if field.type is not bool)

@@ -1,19 +1,22 @@
 """Keeps the copies in the algorithm scripts the same.
 
     python tools/sync.py dmash_sac.py    # after editing it: writes what it shares with the other scripts into them
-    python tools/sync.py --check         # says what is not the same, and how to mend it; exit code 1 then
+    python tools/sync.py --check         # changes nothing: says what differs and the command that mends it
 
 Each script is to be read from top to bottom, so what several of them need stands in each of them. Top-level definitions
 (functions, classes, constants) of the same name are the same to the letter, with the comments directly above them,
-unless the lists below say otherwise.
+except for what the lists below name. A script that is not in SCRIPTS, such as one of your own, is left alone.
 """
 
 import argparse
 import ast
+import collections
+import difflib
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+SCRIPTS = ("dr_sac.py", "da_sac.py", "dma_sac.py", "dmah_sac.py", "dmash_sac.py", "rsac.py")
 
 # Every script has its own:
 OWN = {
@@ -22,30 +25,36 @@ OWN = {
     "MLP": "how the context enters a network",
     "Agent": "the method itself",
 }
-# These scripts have a version of their own, which they share; all others share another one:
-GROUPS = {
-    "Actor": (["dr_sac.py"], "its policy is told nothing about the context"),
-    "ReplayBuffer": (["dr_sac.py", "da_sac.py"], "without an encoder there is no window"),
-    "make_envs": (["dr_sac.py"], "whether the true context is seen is a flag"),
+# These scripts share a version that is not the others':
+VERSIONS = {
+    "Actor": [{"dr_sac.py"}],  # its policy is told nothing about the context
+    "Encoder": [{"rsac.py"}],  # it sees rewards, too
+    "ReplayBuffer": [{"dr_sac.py", "da_sac.py"}, {"rsac.py"}],  # no window; a window with rewards
+    "make_envs": [{"dr_sac.py"}, {"da_sac.py"}],  # who sees the true context: with a flag, always, never
 }
-ALONE = {("make_envs", "da_sac.py"): "it always sees the true context"}
 
 
-def scripts():
-    """The algorithm scripts: what in the root imports aib_run, but aib_run.py itself."""
-    return [path for path in sorted(ROOT.glob("*.py")) if "\nimport aib_run\n" in path.read_text()]
+def version(name, script):
+    """Definitions of the same name and version are the same."""
+    if name in OWN:
+        return script
+    for i, group in enumerate(VERSIONS.get(name, ())):
+        if script in group:
+            return i
+    return "common"
 
 
-def definitions(source):
-    """{name: (first line, last line)} of top-level definitions, counted from 0, comments directly above included."""
-    lines = source.splitlines()
+def places(source):
+    """{name: (first line, last line + 1)} of top-level definitions, with the comments directly above them."""
+    lines = source.split("\n")
     found = {}
     for node in ast.parse(source).body:
-        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
             name = node.name
             start = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)]) - 1
-        elif isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
-            name = node.targets[0].id
+        elif isinstance(node, ast.Assign | ast.AnnAssign):
+            target = node.targets[0] if isinstance(node, ast.Assign) else node.target
+            name = ast.unparse(target)
             start = node.lineno - 1
         else:
             continue
@@ -55,48 +64,53 @@ def definitions(source):
     return found
 
 
-def group_of(name, script):
-    """Definitions of the same name and group are the same."""
-    if name in OWN or (name, script) in ALONE:
-        return script
-    return "special" if script in GROUPS.get(name, ((), ""))[0] else "all"
+def definitions(script):
+    """{(name, version): text} of a script."""
+    source = (ROOT / script).read_text()
+    lines = source.split("\n")
+    return {(name, version(name, script)): "\n".join(lines[i:j]) for name, (i, j) in places(source).items()}
 
 
-def shared(one, other):
-    """Names that two scripts share, with the text in each: {name: (text in one, text in other)}."""
-    texts = [path.read_text() for path in (one, other)]
-    found = [definitions(text) for text in texts]
-    lines = [text.splitlines() for text in texts]
-    return {
-        name: tuple("\n".join(lines[i][slice(*found[i][name])]) for i in (0, 1))
-        for name in found[0]
-        if name in found[1] and group_of(name, one.name) == group_of(name, other.name)
-    }
-
-
-def copy_into(other, one):
-    """Writes what `one` shares with `other` into `other`. Returns the names of what was different."""
-    changed = []
-    for name, (ours, theirs) in shared(one, other).items():
-        if ours != theirs:
-            source = other.read_text()
-            start, end = definitions(source)[name]
-            lines = source.splitlines()
-            other.write_text("\n".join([*lines[:start], *ours.splitlines(), *lines[end:]]) + "\n")
-            changed.append(name)
-    return changed
+def scripts():
+    return [script for script in SCRIPTS if (ROOT / script).exists()]
 
 
 def check():
-    """One line for each pair of scripts that differ where they should not."""
+    """What differs and how to mend it, as lines; none if nothing does."""
+    holders = collections.defaultdict(lambda: collections.defaultdict(list))
+    for script in scripts():
+        for key, text in definitions(script).items():
+            holders[key][text].append(script)
+
     problems = []
-    paths = scripts()
-    for i, one in enumerate(paths):
-        for other in paths[i + 1 :]:
-            names = [name for name, (a, b) in shared(one, other).items() if a != b]
-            if names:
-                problems.append(f"{one.name} and {other.name} differ in {', '.join(names)}")
+    commands = []
+    for (name, _), texts in holders.items():
+        if len(texts) == 1:
+            continue
+        groups = sorted(texts.values(), key=len)  # the fewest first: they have probably been edited
+        edited = [script for group in groups if len(group) == len(groups[0]) for script in group]
+        problems.append(f"{name} is not the same in " + " and in ".join(", ".join(group) for group in groups))
+        commands.append(f"python tools/sync.py {edited[0]}" + "".join(f" (or {other})" for other in edited[1:]))
+    if problems:
+        problems += ["If you edited the named script, run:", *dict.fromkeys(commands)]
     return problems
+
+
+def copy_from(script):
+    """Writes what `script` shares with the others into them. Returns {(name, old text, new text): [scripts]}."""
+    changes = collections.defaultdict(list)
+    ours = definitions(script)
+    for other in scripts():
+        for (name, _), theirs in definitions(other).items():
+            new = ours.get((name, version(name, other)), theirs)
+            if new == theirs:
+                continue
+            source = (ROOT / other).read_text()
+            start, end = places(source)[name]
+            lines = source.split("\n")
+            (ROOT / other).write_text("\n".join([*lines[:start], new, *lines[end:]]))
+            changes[name, theirs, new].append(other)
+    return changes
 
 
 def main():
@@ -107,17 +121,17 @@ def main():
     if args.check == bool(args.script):
         parser.error("give the script that was edited, or --check")
     if args.check:
-        problems = check()
-        if problems:
-            print("\n".join(problems))
-            print("Edit one and run: python tools/sync.py THAT_SCRIPT. To keep both, see the top of tools/sync.py")
-        sys.exit(bool(problems))
-    one = ROOT / Path(args.script).name
-    if one not in scripts():
-        parser.error(f"{one.name} is none of the scripts: {', '.join(path.name for path in scripts())}")
-    for other in scripts():
-        if other != one and (changed := copy_into(other, one)):
-            print(f"{other.name}: {', '.join(changed)}")
+        sys.exit("\n".join(check()) or 0)
+
+    script = Path(args.script).name
+    if script not in scripts():
+        parser.error(
+            f"{script} is none of {', '.join(scripts())}. To keep it like them, add it to SCRIPTS in {__file__}"
+        )
+    for (name, old, new), others in copy_from(script).items():
+        print(f"{name}: written into {', '.join(others)}")
+        diff = list(difflib.unified_diff(old.split("\n"), new.split("\n"), n=0, lineterm=""))
+        print("\n".join(line for line in diff[2:] if not line.startswith("@@")))  # also what has been overwritten
 
 
 if __name__ == "__main__":

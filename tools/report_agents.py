@@ -1,17 +1,17 @@
 """What trained agents have understood: embeddings, and what happens when the actuators change inside an episode.
 
-`python report.py --embeddings runs/<dir> ...` starts it and writes report/embeddings.md.
+python tools/report_agents.py runs/<dir> ...    loads their agents: report/agents.md
 """
 
+import argparse
 import copy
-import importlib
-import json
-import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import scipy.special
+import scipy.stats
 import torch
 from scipy.spatial import cKDTree
 from scipy.spatial.distance import pdist
@@ -19,10 +19,24 @@ from sklearn.manifold import TSNE
 from sklearn.metrics.pairwise import cosine_similarity
 
 import aib_envs
-import aib_tools
-from report import legend, markdown, panels, paper_name, plt, rank, save, style, write_csv
+import aib_run
+from report import (
+    Page,
+    csv_text,
+    fail,
+    legend,
+    modes,
+    panels,
+    plt,
+    rank,
+    read_run,
+    say,
+    style,
+    tell,
+    write,
+)
 
-# ----------------------------------------------- Trained agents: embeddings ------------------------------------------
+# --------------------------------------------------- Trained agents --------------------------------------------------
 
 
 @dataclass
@@ -32,51 +46,48 @@ class Trained:
     name: str
     method: str
     task: str
-    module: object
-    args: object
     agent: object
+    steps: int
+    make_envs: object
     modes: tuple = ()  # its reward per step in the training contexts of each mode [2]
 
     def embed(self, history):
         """z [n, 8] of the windows that `history` ends with; None for a method without an encoder."""
         if not hasattr(self.agent, "encoder"):
             return None
-        positions = self.module.subsample(1, self.agent.window_size, False).numpy()
+        window = self.agent.window_size
+        positions = np.linspace(0, window - 1, window // 5).astype(int)[None]  # a fifth, evenly spaced in time
         device = self.agent.log_alpha.device
+        parts = [torch.from_numpy(part).to(device) for part in history.window(positions)]
+        self.agent.encoder.eval()
         with torch.no_grad():
-            self.agent.encoder.eval()
-            return (
-                self.agent.encoder(*(torch.from_numpy(x).to(device) for x in history.window(positions))).cpu().numpy()
-            )
+            return self.agent.encoder(*parts).cpu().numpy()
 
 
-def load_agent(directory):
-    """Raises many kinds of errors if `directory` is not that of a finished run."""
-    config = json.loads((directory / "config.json").read_text())
-    module = importlib.import_module(config["script"].removesuffix(".py"))
-    args = module.Args(**config["args"])
-    agent = module.make_agent(args, module.make_envs(args, aib_envs.context_set(args.env_id, "train")[:1]))
-    agent.load_state_dict(aib_tools.read_tensors(directory / "agent.pt"))
-    method = paper_name(config["method"])
-    name = f"{method} (seed {args.seed}, {args.total_timesteps} steps)"
-    returns = json.loads((directory / "results.json").read_text())["returns"]["train"]
-    return Trained(name, method, args.env_id, module, args, agent, mode_rewards(args.env_id, returns))
+def load(directory):
+    """The `Trained` agent of a run's directory."""
+    run = read_run(directory, [])
+    agent, args, make_envs = aib_run.load_agent(directory)
+    name = f"{run.method} (seed {run.seed}, {run.steps:,} steps)"
+    return Trained(name, run.method, run.task, agent, run.steps, partial(make_envs, args), mode_rewards(run))
 
 
-def mode_rewards(task, returns):
-    """Reward per step in each mode [2], from the returns in the training contexts [20, rollouts]; [] without modes."""
-    contexts = aib_envs.context_set(task, "train")
-    values = next((d.values for d in aib_envs.get_task(task).dimensions if d.values), [])
-    own = [[r for r, c in zip(returns, contexts, strict=True) if c[mode_of(task)] == value] for value in values]
-    return np.array([np.mean(part) for part in own]) / aib_envs.get_task(task).steps
+def mode_rewards(run):
+    """Reward per step in each mode [2], in training contexts; [] without modes."""
+    return np.array(run.mode_returns()) / aib_envs.get_task(run.task).steps
 
 
 class MixedWindow:
     """A History whose transitions before step `start` come from other environments of it: those at `rows`."""
 
     def __init__(self, history, rows, start):
-        self.own, self.other, self.start, self.t = history, copy.copy(history), start, history.t
-        self.other.obs, self.other.actions = history.obs[rows], history.actions[rows]
+        self.own = history
+        self.other = copy.copy(history)
+        self.start = start
+        self.t = history.t
+        for name in ("obs", "next_obs", "actions"):
+            if hasattr(history, name):
+                setattr(self.other, name, getattr(history, name)[rows])
 
     def window(self, positions):
         foreign = (self.own.t - self.own.window_size + positions < self.start)[..., None]
@@ -88,9 +99,13 @@ def roll_out(trained, contexts, rollout=0, switch=None, foreign=None):
     """Rewards [n, T], embeddings [n, T, 8] (or None) and observations [n, T + 1, obs_dim] of one episode, deterministic
     actions. `switch`: key of a binary dimension that takes its other value in the middle. `foreign` [n]: in the middle,
     each window is filled with what the environment of that index has gone through."""
-    envs, agent = trained.module.make_envs(trained.args, contexts), trained.agent
-    task, n = aib_envs.get_task(trained.task), len(contexts)
-    middle, rewards, embeddings = task.steps // 2, np.zeros((n, task.steps)), []
+    envs = trained.make_envs(contexts)
+    agent = trained.agent
+    task = aib_envs.get_task(trained.task)
+    n = len(contexts)
+    middle = task.steps // 2
+    rewards = np.zeros((n, task.steps))
+    embeddings, observations = [], []
     history = aib_envs.History(n, agent.window_size, task.steps, envs.single_observation_space.shape[0], task.act_dim)
     for t in range(-agent.window_size, task.steps):
         if t in (-agent.window_size, 0):
@@ -101,6 +116,7 @@ def roll_out(trained, contexts, rollout=0, switch=None, foreign=None):
         view = MixedWindow(history, foreign, middle) if foreign is not None and t >= middle else history
         if t >= 0:
             embeddings.append(trained.embed(view))
+            observations.append(obs)
         actions = agent.act(obs, view)
         next_obs, reward, _, _, infos = envs.step(actions)
         history.add(obs, actions, reward, next_obs, infos["diverged"])
@@ -109,16 +125,21 @@ def roll_out(trained, contexts, rollout=0, switch=None, foreign=None):
             rewards[:, t] = reward
     envs.close()
     z = None if embeddings[0] is None else np.stack(embeddings, axis=1)
-    return rewards, z, history.obs[:, agent.window_size + 1 :]
+    return rewards, z, np.stack([*observations, obs], axis=1)
 
 
 def invert(env, key, obs):
     """Gives a binary dimension of an environment's context its other value, and tells those who see the context: in the
     observation [obs_dim] and in those to come."""
-    dimension = next(d for d in aib_envs.get_task(env.env_id).dimensions if d.key == key)
-    env.context[key] = sum(dimension.values) - env.context[key]
+    if hasattr(env, "flip"):
+        env.flip()
+    else:  # MERGE: an aib_envs.py without `flip`; this branch, and the argument `key`, then go
+        dimension = modes(env.env_id)
+        env.context[key] = sum(dimension.values) - env.context[key]
+        if len(env._suffix):
+            scaled = env.spec.kwargs["observe_context"] == "scaled"
+            env._suffix = aib_envs.context_vector(env.env_id, env.context, scaled)
     if len(env._suffix):
-        env._suffix = aib_envs.context_vector(env.env_id, env.context, env.spec.kwargs["observe_context"] == "scaled")
         obs[-len(env._suffix) :] = env._suffix
 
 
@@ -128,14 +149,17 @@ def variability(z, contexts, mode):
     the binary dimension or None."""
     labels = np.array([context[mode] if mode else 0 for context in contexts])
     means, center, d = z.mean(1), z.mean((0, 1)), z.shape[-1]
-    modes = np.stack([means[labels == label].mean(0) for label in labels])  # of each context's mode
+    mode_means = np.stack([means[labels == label].mean(0) for label in labels])  # of each context's mode
     square = lambda x: float((x**2).sum(-1).mean() / d)
-    return square(z - center), square(z - means[:, None]), square(means - modes), square(modes - center)
+    return square(z - center), square(z - means[:, None]), square(means - mode_means), square(mode_means - center)
 
 
 def overlap(means):
     """Mean pairwise cosine similarity of the contexts' mean embeddings [n, d]."""
     return float(1 - pdist(means, "cosine").mean())
+
+
+DIGAMMA = scipy.special.digamma
 
 
 def unit_scale(x, seed=0):
@@ -170,9 +194,6 @@ def ross(x, labels, k=3):
     return float(DIGAMMA(len(x)) + DIGAMMA(k) - DIGAMMA(size).mean() - DIGAMMA(inside).mean())
 
 
-DIGAMMA = scipy.special.digamma
-
-
 def entropy(labels):
     """Of the labels' frequencies, in nats."""
     return float(scipy.stats.entropy(np.unique(labels, return_counts=True)[1]))
@@ -191,8 +212,9 @@ def informativeness(z, contexts, mode):
 
 
 def mode_of(task):
-    """The task's dimension with two values, if it has one: inversion or permutation."""
-    return next((d.key for d in aib_envs.get_task(task).dimensions if d.values), None)
+    """The key of the task's dimension with two values, if it has one: inversion or permutation."""
+    dimension = modes(task)
+    return dimension.key if dimension else None
 
 
 def pairs_of(task, count):
@@ -207,10 +229,10 @@ def pairs_of(task, count):
         )
     else:
         values = np.linspace(*dimension.inner, count).round(4).tolist()
-    modes = next((d for d in aib_envs.get_task(task).dimensions if d.values), None)
-    return [
-        {dimension.key: v} | ({modes.key: s} if modes else {}) for v in values for s in (modes.values if modes else [0])
-    ]
+    binary = modes(task)
+    if not binary:
+        return [{dimension.key: value} for value in values]
+    return [{dimension.key: value, binary.key: mode} for value in values for mode in binary.values]
 
 
 INFORMATION = ("I(Z;c)", "I(Z;S)", "I(Z;U|S)")
@@ -238,6 +260,7 @@ def embedding_rows(trained):
 def information_figure(rows, task):
     """Bars of the three pieces of information for each run and set, under their ceilings."""
     figure, axes = panels(3, [f"{name} (nats)" for name in INFORMATION], sharey=True)
+    figure.suptitle(task)
     own = [row for row in rows if row["task"] == task]
     runs = list(dict.fromkeys(row["run"] for row in own))
     for axis, name in zip(axes, INFORMATION, strict=True):
@@ -248,6 +271,8 @@ def information_figure(rows, task):
                 axis.bar(at, [float(value) for value, _ in values], 0.25, color=color, label=split)
                 axis.hlines(float(values[0][1]), -0.5, len(runs) - 0.5, color="#000000", linewidth=0.8, label="at most")
         axis.set_xticks(range(len(runs)), [run.replace(" (", "\n(").replace(", ", "\n") for run in runs], fontsize=6)
+        if not axis.patches:
+            say(axis, "this task has no mode")
     legend(figure, axes)
     return figure
 
@@ -260,24 +285,25 @@ def embedding_figure(trained, z):
     z = z[:, :: max(1, z.shape[1] // 20)]
     points = TSNE(init="pca", random_state=0, perplexity=30).fit_transform(z.reshape(-1, z.shape[-1]))
     first = mode or (others[0].key if others else continuous.key)
-    figure, axes = panels(3, [first, continuous.key, "cosine similarity"], height=3.8, width=4.2)
-    figure.suptitle(trained.name)
+    titles = [f"t-SNE of z, by {first}", f"t-SNE of z, by {continuous.key}", "cosine similarity of mean z"]
+    figure, axes = panels(3, titles, height=3.8, width=4.2)
+    figure.suptitle(f"{trained.task}, {trained.name}")
     if mode:
         labels = np.repeat([context[mode] for context in contexts], z.shape[1])
         for value, color, marker in zip(np.unique(labels), ("#0072B2", "#E69F00"), ("o", "^"), strict=True):
             axes[0].plot(*points[labels == value].T, marker, color=color, markersize=2, label=f"{mode} {value:+d}")
-        axes[0].legend(markerscale=3, frameon=False, loc="upper center", bbox_to_anchor=(0.5, 0), ncol=2)
+        axes[0].legend(markerscale=3, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.05), ncol=2)
     for axis, key in zip(axes[mode is not None :], [first, continuous.key][mode is not None :], strict=False):
         shade = np.repeat([context[key] for context in contexts], z.shape[1])
         figure.colorbar(axis.scatter(*points.T, c=shade, s=3, cmap="viridis"), ax=axis)
     for axis in axes[:2]:
-        axis.set_xticks([])
-        axis.set_yticks([])
+        axis.set(xticks=[], yticks=[], xlabel="t-SNE 1", ylabel="t-SNE 2")
     six = pairs_of(trained.task, 3)
     six.sort(key=lambda context: context.get(mode, 0))
     similarity = cosine_similarity(roll_out(trained, six)[1].mean(1))
     axes[2].imshow(similarity, vmin=-1, vmax=1, cmap="PuOr")
     names = [", ".join(f"{value:g}" for value in reversed(context.values())) for context in six]
+    axes[2].set_xlabel(", ".join(reversed(six[0])))
     axes[2].set_xticks(range(len(six)), names, rotation=45, ha="right")
     axes[2].set_yticks(range(len(six)), names)
     for (i, j), value in np.ndenumerate(similarity):
@@ -328,16 +354,17 @@ def recovery(rewards, share=0.9, smooth=5):
     return level, after.min(), 0 if enough.all() else int(drop + back[0]) if len(back) else None
 
 
-def masters_both(modes):
-    """Does the agent earn rewards in both modes, in the worse one at least half as much as in the better one? `modes`:
-    the rewards per step [2]."""
-    return min(modes) >= max(0.5 * max(modes), 0.01)
+def masters_both(rewards):
+    """Does the agent earn rewards [2] per step in both modes, in the worse one at least half as much as in the better
+    one?"""
+    return min(rewards) >= max(0.5 * max(rewards), 0.01)
 
 
 def adaptation_figure(results, task):
     """Reward and embedding around the middle of the episode; a line is the mean over the runs of a method that master
     both modes, and its label says if some do not."""
     titles = ["actuators change at 0", "foreign window from 0 on", "embedding: 0 old, 1 new context"]
+    reasons = ["no run masters both modes", "no run with a window masters both modes", "no run with an embedding does"]
     figure, axes = panels(3, titles, width=4.2)
     figure.suptitle(task)
     for method in dict.fromkeys(method for method, _, _ in results):
@@ -351,7 +378,10 @@ def adaptation_figure(results, task):
                 steps = np.arange(len(values[0])) - len(values[0]) // 2
                 axis.plot(steps, np.mean(values, 0), label=label, **style(method))
     steps, window = aib_envs.get_task(task).steps, aib_envs.get_task(task).window
-    for axis in axes:
+    for axis, reason in zip(axes, reasons, strict=True):
+        if not axis.lines:
+            say(axis, reason)
+            continue
         axis.axvline(0, color="#999999", linewidth=0.8)
         axis.set_xlim(-min(steps // 4, 2 * window), min(steps // 2, 5 * window))
         axis.set_xlabel("steps after the change")
@@ -364,7 +394,7 @@ def adaptation_figure(results, task):
 def paths(agents, task, starts=8):
     """Where a double integrator goes: {method: [path [starts, T + 1, 2] for each mode]}, of each method's first agent;
     the default mode comes first. The starts are the same in both."""
-    mode = next(d for d in aib_envs.get_task(task).dimensions if d.values)
+    mode = modes(task)
     contexts = [{mode.key: value} for value in sorted(mode.values, key=lambda value: value != mode.default)]
     first = {trained.method: trained for trained in reversed(agents)}
     methods = {method: first[method] for method in sorted(first, key=rank)}
@@ -377,9 +407,9 @@ def paths_figure(found, task):
     titles = ["normal actuators", f"{'reversed' if mode_of(task) == 'inversion' else 'swapped'} actuators"]
     size, circle = (3.0 * len(titles), 3.0 * len(found)), np.linspace(0, 2 * np.pi, 100)
     figure, axes = plt.subplots(len(found), len(titles), figsize=size, squeeze=False, layout="constrained")
-    for row, (method, modes) in zip(axes, found.items(), strict=True):
+    for row, (method, paths_of_modes) in zip(axes, found.items(), strict=True):
         row[0].set_ylabel(method)
-        for axis, title, points in zip(row, titles, np.asarray(modes), strict=True):
+        for axis, title, points in zip(row, titles, np.asarray(paths_of_modes), strict=True):
             axis.plot(0.1 * np.cos(circle), 0.1 * np.sin(circle), color="#009E73", linewidth=1.5, label="goal")
             axis.plot(*points.transpose(2, 1, 0), color=style(method)["color"], linewidth=0.8)
             axis.plot(*points[:, 0].T, "o", color="#999999", markersize=3, label="start")
@@ -422,53 +452,76 @@ back at 90 % of the level before.
 """
 
 
-def embeddings(args):
-    """Everything that `python report.py --embeddings` writes."""
-    out, agents, problems = Path(args.out), [], []
-    for directory in map(Path, dict.fromkeys(args.embeddings)):
+def add_agent(page, task, trained, directory, rows):
+    """Figure and table rows of one agent's embeddings."""
+    own, z = embedding_rows(trained)
+    rows += own
+    figure, similarity, labels = embedding_figure(trained, z)
+    page.figure(task, f"{directory.name}_embeddings", figure, f"Embeddings of {trained.name} on {task}")
+    same = np.equal.outer(labels, labels)
+    off_diagonal = ~np.eye(len(labels), dtype=bool)
+    spread = lambda x: f"{x.min():.2f} to {x.max():.2f}"
+    text = f"{trained.name}: cosine similarity within a mode {spread(similarity[same & off_diagonal])}"
+    if not same.all():
+        text += f", across modes {spread(similarity[~same])}"
+    page.text(task, f"{text}.\n".replace("*", "\\*"))
+
+
+def report(directories, out):
+    """Everything that `python tools/report_agents.py` writes."""
+    agents, problems = [], []
+    for directory in dict.fromkeys(directories):
         try:
-            agents.append((directory, load_agent(directory)))
-        except Exception as error:  # torch's are of many kinds
+            agents.append((directory, load(directory)))
+        except (Exception, SystemExit) as error:  # torch's are of many kinds; aib_run ends programs
             problems.append(f"{directory}: cannot be used ({type(error).__name__}: {str(error).partition(chr(10))[0]})")
-            print(problems[-1], file=sys.stderr)
+    tell(problems)
     if not agents:
-        aib_tools.fail("no agents, nothing is written")
+        fail("no agents, nothing is written")
     agents.sort(key=lambda pair: (pair[1].task, rank(pair[1].method), pair[1].name))
-    (out / "figures").mkdir(parents=True, exist_ok=True)
-    (out / "tables").mkdir(exist_ok=True)
-    page, rows, times = ["# Trained agents\n", ABOUT_EMBEDDINGS], [], []
+    page = Page(out / "figures", "figures")
+    page.text("How to read this", ABOUT_EMBEDDINGS)
+    rows, times = [], []
     for task in dict.fromkeys(trained.task for _, trained in agents):
-        page.append(f"## {task}\n")
+        own = [(directory, trained) for directory, trained in agents if trained.task == task]
         results = []
-        lengths = len({(t.method, t.args.total_timesteps) for _, t in agents}) > len({t.method for _, t in agents})
-        for directory, trained in (pair for pair in agents if pair[1].task == task):
+        for directory, trained in own:
             if hasattr(trained.agent, "encoder"):
-                own, z = embedding_rows(trained)
-                figure, similarity, labels = embedding_figure(trained, z)
-                page.append(save(figure, out / "figures" / f"{directory.name}_embeddings"))
-                same, off = np.equal.outer(labels, labels), ~np.eye(len(labels), dtype=bool)
-                spread = lambda x: f"{x.min():.2f} to {x.max():.2f}"
-                page.append(f"{trained.name}: cosine similarity within a mode {spread(similarity[same & off])}")
-                if not same.all():
-                    page[-1] += f", across modes {spread(similarity[~same])}"
-                page[-1] += ".\n"
-                rows += own
+                add_agent(page, task, trained, directory, rows)
             if mode_of(task):
                 rewards, moved = adaptation(trained)
-                label = f"{trained.method}, {trained.args.total_timesteps} steps" if lengths else trained.method
+                several = len({other.steps for _, other in own if other.method == trained.method}) > 1
+                label = f"{trained.method}, {trained.steps:,} steps" if several else trained.method
                 results.append((label, rewards, moved))
                 times += recovery_rows(task, trained.name, rewards)
         if aib_envs.get_task(task).physics == "DoubleIntegrator" and mode_of(task):
-            own = [trained for _, trained in agents if trained.task == task]
-            page.append(save(paths_figure(paths(own, task), task), out / "figures" / f"{task}_paths"))
+            figure = paths_figure(paths([trained for _, trained in own], task), task)
+            page.figure(task, f"{task}_paths", figure, f"Paths on {task}")
         if any(row["task"] == task for row in rows):
-            page.append(save(information_figure(rows, task), out / "figures" / f"{task}_information"))
+            page.figure(task, f"{task}_information", information_figure(rows, task), f"Information in z on {task}")
         if results:
-            page.append(save(adaptation_figure(results, task), out / "figures" / f"{task}_adaptation"))
-    for name, table in {"embeddings": rows, "adaptation": times}.items():
-        if table:
-            page.append(markdown(table))
-            write_csv(out / "tables" / f"{name}.csv", table)
-    page += [f"- {problem}" for problem in problems]
-    (out / "embeddings.md").write_text("\n".join(page) + "\n")
-    print(f"{len(agents)} agents: {out / 'embeddings.md'}")
+            page.figure(task, f"{task}_adaptation", adaptation_figure(results, task), f"Adaptation on {task}")
+    page.table("Embeddings", "embeddings", rows)
+    page.table("Adaptation", "adaptation", times)
+    for problem in problems:
+        page.text("Notes", f"- {problem}")
+    for name, table in page.tables.items():
+        write(out / "tables" / f"{name}.csv", csv_text(table))
+    write(out / "agents.md", page.render("Trained agents") + "\n")
+    print(f"{len(agents)} agents: {out / 'agents.md'}")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.error = fail
+    parser.add_argument("runs", nargs="+", type=Path, help="directories of finished runs")
+    parser.add_argument("--out", type=Path, default=Path("report"), help="where the report is written")
+    args = parser.parse_args()
+    try:
+        report(args.runs, args.out)
+    except OSError as error:
+        fail(error)
+
+
+if __name__ == "__main__":
+    main()

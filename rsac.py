@@ -1,0 +1,490 @@
+"""RSAC: recurrent soft actor-critic, which infers the context from rewards alone, in one file.
+
+The agent meets a world whose dynamics (context) change from episode to episode, and nobody tells it how. A recurrent
+encoder turns the last K transitions, with their rewards, into a small vector z. There is no dynamics model: the policy
+has an encoder that learns from the policy's loss, the Q-functions share one that learns from theirs (Ni et al. 2022,
+"Recurrent model-free RL can be a strong baseline"). z is appended to the inputs of the networks; with --hypernetwork it
+is turned into adapter weights instead, and that is RSAC-H (Beck et al. 2023, "Recurrent hypernetworks are surprisingly
+strong in meta-RL"). Start it with: python rsac.py --env-id DI
+"""
+
+import copy
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import aib_envs
+import aib_run
+
+# ----------------------------------------------------- Arguments ------------------------------------------------------
+
+
+@dataclass
+class Args(aib_run.Args):  # --env-id, --seed, --total-timesteps, --resume, ... stand in aib_run.py
+    learning_starts: aib_run.Count = 5_000  # vector steps with random actions that come before the first gradient step
+    buffer_size: aib_run.Count = 100_000  # transitions per context in the replay buffer
+    batch_size: aib_run.Count = 256  # transitions per gradient step
+    gamma: aib_run.Fraction = 0.99  # discount factor
+    tau: aib_run.Fraction = 0.005  # smoothing coefficient of the target networks
+    policy_lr: aib_run.Fraction = 3e-4  # learning rate of the policy, its encoder and hypernetwork
+    q_lr: aib_run.Fraction = 1e-3  # learning rate of the Q-functions and the temperature
+    encoder_lr: aib_run.Fraction = 3e-4  # learning rate of the Q-functions' encoder and hypernetwork
+    mask_prob: aib_run.Fraction = 0.2  # probability with which the encoder's inputs are masked in training
+    normalise: bool = True  # AvgL1Norm behind the encoder's embedding and SimNorm at its end
+    hypernetwork: bool = False  # z generates adapters (RSAC-H) instead of being an input
+    bias_init: bool = False  # at first the generated adapters do not depend on z (Beck et al. 2022)
+
+
+POLICY_FREQUENCY = 2  # the policy is updated every second gradient step, twice
+WIDTH = 256  # size of the networks' layers
+Z_DIM = 8  # size of z
+
+
+def method_name(args):
+    """The method's name with these flags, as in tools/methods.py."""
+    if args.bias_init and not args.hypernetwork:
+        aib_run.fail("--bias-init needs --hypernetwork")
+    name = "RSAC-H" if args.hypernetwork else "RSAC"
+    if args.bias_init:
+        name += "-biasinit"
+    if args.mask_prob == 0:
+        name += "-nomask"
+    if not args.normalise:
+        name += "-nonorm"
+    return name
+
+
+# -------------------------------------------------- Context encoders --------------------------------------------------
+
+
+def subsample(batch_size, window_size, training, device=None):
+    """Which transitions of the window the encoder sees: places [batch or 1, K // 5], of which 0 is the oldest. In
+    training a random fifth in random order, in evaluation a fifth evenly spaced in time."""
+    n = window_size // 5
+    if training:
+        return torch.rand(batch_size, window_size, device=device).topk(n).indices
+    return torch.linspace(0, window_size - 1, n, dtype=torch.float64).long()[None]
+
+
+def avg_l1_norm(x):
+    """Divides each vector by the mean of its absolute values."""
+    return x / x.abs().mean(-1, keepdim=True).clamp(min=1e-8)
+
+
+def sim_norm(x):
+    """Softmax in groups of four."""
+    return x.unflatten(-1, (-1, 4)).softmax(-1).flatten(-2)
+
+
+class Encoder(nn.Module):
+    """Transitions (s, a, s' - s, r) of the window -> z [batch, 8]. With norms, z has entries in [0, 1]."""
+
+    def __init__(self, obs_dim, act_dim, mask_prob, normalise):
+        super().__init__()
+        self.embed = nn.Linear(2 * obs_dim + act_dim + 1, 32, bias=False)
+        self.lstm = nn.LSTM(32, 32, batch_first=True)
+        self.head = nn.Linear(32, Z_DIM, bias=False)
+        self.mask_prob = mask_prob
+        self.normalise = normalise
+
+    def mask(self, x):
+        """Hides whole vectors, each with probability `mask_prob`."""
+        keep = torch.rand(*x.shape[:2], 1, device=x.device) >= self.mask_prob
+        return x * keep
+
+    def forward(self, obs, actions, deltas, rewards):  # each [batch, time, dim]
+        parts = [obs, actions, deltas, rewards]
+        if self.training:
+            parts = [self.mask(part) for part in parts]
+        x = self.embed(torch.cat(parts, dim=-1))
+        if self.normalise:
+            x = avg_l1_norm(x)
+        hidden, _ = self.lstm(x)
+        z = self.head(hidden[:, -1])
+        if self.normalise:
+            z = sim_norm(z)
+        return z
+
+
+# -------------------------------- Hypernetwork (eta) and the adapter that it generates --------------------------------
+# Eq. 3: an adapter turns the features x [256] of a network's trunk into
+#     ReLU(x + W_up ReLU(W_down x + b_down) + b_up),    W_down [32, 256], W_up [256, 32].
+# These are 16,672 numbers for each sample. The hypernetwork generates them in chunks of 512: chunk j has a learned
+# embedding e_j, and one small network turns [z; e_j] into the chunk. `Hypernetwork.chunks` and `adapt_plainly` say so.
+BOTTLENECK = 32  # size of the adapter's hidden layer
+CHUNK = 512  # numbers in a chunk: a multiple of WIDTH, so that chunks hold whole rows of the matrices
+MATRIX_CHUNKS = BOTTLENECK * WIDTH // CHUNK  # 16 chunks hold W_down, 16 hold W_up
+BIAS_CHUNKS = -(-(BOTTLENECK + WIDTH) // CHUNK)  # 1 more holds both biases, with room to spare
+
+
+def split_biases(numbers):
+    """b_down [batch, 32] and b_up [batch, 256], from the last chunks."""
+    return numbers[:, :BOTTLENECK], numbers[:, BOTTLENECK : BOTTLENECK + WIDTH]
+
+
+def adapt_plainly(x, chunks):
+    """The adapter as Eq. 3 says it: features x [batch, 256], chunks [batch, 33, 512] -> [batch, 256].
+
+    Chunk j = 0 ... 15 holds rows j and 16 + j of W_down; chunk 16 + j rows j, 16 + j, ... of W_up."""
+    down, up, biases = chunks.split([MATRIX_CHUNKS, MATRIX_CHUNKS, BIAS_CHUNKS], dim=1)
+    w_down = down.unflatten(2, (-1, WIDTH)).transpose(1, 2).flatten(1, 2)  # [batch, 32, 256]
+    w_up = up.unflatten(2, (-1, BOTTLENECK)).transpose(1, 2).flatten(1, 2)  # [batch, 256, 32]
+    b_down, b_up = split_biases(biases.flatten(1))
+    hidden = F.relu((w_down @ x[:, :, None]).squeeze(2) + b_down)
+    return F.relu(x + (w_up @ hidden[:, :, None]).squeeze(2) + b_up)
+
+
+# That is the definition. What runs is the same function, several times faster, since it never builds the matrices. The
+# last layer makes a chunk M f_j + m of the chunk's features f_j [64], and (M f_j + m) x is linear in x as well. So x
+# meets M and m first, in one product for the whole batch, and the result meets each sample's own f_j.
+class Omega(NamedTuple):
+    """Adapter weights: features and biases of each sample, and the last layer, which is the same for all of them."""
+
+    down: torch.Tensor  # [batch, 16, 65], [f_j; 1] of the chunks of W_down
+    up: torch.Tensor  # [batch, 16, 65], [f_j; 1] of the chunks of W_up
+    b_down: torch.Tensor  # [batch, 32]
+    b_up: torch.Tensor  # [batch, 256]
+    head_down: torch.Tensor  # [256, 2 * 65], [M m] laid out for W_down, which has 256 inputs
+    head_up: torch.Tensor  # [32, 16 * 65], [M m] laid out for W_up, which has 32
+
+    def detach(self):
+        """The same numbers as constants, through which no gradient goes."""
+        return Omega(*(part.detach() for part in self))
+
+
+class Hypernetwork(nn.Module):
+    """What is known about the context, z [batch, inputs] -> omega."""
+
+    def __init__(self, inputs):
+        super().__init__()
+        self.embeddings = nn.Parameter(torch.randn(2 * MATRIX_CHUNKS + BIAS_CHUNKS, 8))
+        self.first = nn.Linear(inputs + 8, 64)
+        self.second = nn.Linear(64, 64)
+        self.head = nn.Linear(64, CHUNK)
+
+    def chunks(self, z):
+        """The definition: [batch, 33, 512]."""
+        n = len(self.embeddings)
+        z_e = torch.cat([z[:, None].expand(-1, n, -1), self.embeddings.expand(len(z), -1, -1)], dim=2)
+        return self.head(F.relu(self.second(F.relu(self.first(z_e)))))
+
+    def forward(self, z):
+        w_z, w_e = self.first.weight.tensor_split([-8], dim=1)
+        of_z = F.linear(z, w_z, self.first.bias)[:, None]  # first([z; e_j]): z's part once for all j
+        of_e = F.linear(self.embeddings, w_e)
+        parts = of_e.split([MATRIX_CHUNKS, MATRIX_CHUNKS, BIAS_CHUNKS])
+        down, up, last = (F.relu(self.second(F.relu(of_z + part))) for part in parts)
+        b_down, b_up = split_biases(self.head(last).flatten(1))
+        head = torch.cat([self.head.weight, self.head.bias[:, None]], dim=1)  # [512, 65]
+        return Omega(
+            down=F.pad(down, (0, 1), value=1.0),
+            up=F.pad(up, (0, 1), value=1.0),
+            b_down=b_down,
+            b_up=b_up,
+            head_down=head.view(-1, WIDTH, 65).transpose(0, 1).flatten(1),
+            head_up=head.view(-1, BOTTLENECK, 65).transpose(0, 1).flatten(1),
+        )
+
+
+def generated_linear(x, features, head):
+    """Each sample's own generated matrix times its x [batch, in] -> [batch, out]."""
+    through_head = (x @ head).unflatten(1, (-1, 65))  # [batch, rows of a chunk, 65]
+    return (through_head @ features.mT).flatten(1)  # all chunks' first rows come first
+
+
+def adapt(x, omega):
+    """The generated adapter (Eq. 3) on a trunk's features x [batch, 256]. The same as `adapt_plainly`."""
+    hidden = F.relu(generated_linear(x, omega.down, omega.head_down) + omega.b_down)
+    return F.relu(x + generated_linear(hidden, omega.up, omega.head_up) + omega.b_up)
+
+
+# ------------------------------------ Networks: policy (xi) and Q-functions (zeta) ------------------------------------
+
+
+class MLP(nn.Module):
+    """Trunk and head; z is appended to the input. With a hypernetwork omega adapts the trunk's features instead."""
+
+    def __init__(self, inputs, outputs, hypernetwork):
+        super().__init__()
+        if not hypernetwork:
+            inputs += Z_DIM
+        self.hypernetwork = hypernetwork
+        self.trunk = nn.Sequential(nn.Linear(inputs, WIDTH), nn.ReLU(), nn.Linear(WIDTH, WIDTH))
+        self.head = nn.Linear(WIDTH, outputs)
+
+    def forward(self, x, context):  # [batch, inputs] -> [batch, outputs]; context: z [batch, 8], or omega
+        if self.hypernetwork:
+            features = adapt(self.trunk(x), context)
+        else:
+            features = F.relu(self.trunk(torch.cat([x, context], 1)))
+        return self.head(features)
+
+
+class Actor(MLP):
+    """Gaussian policy, squashed into (-1, 1) by tanh. The head gives mean and log standard deviation."""
+
+    def forward(self, obs, context):
+        mean, log_std = super().forward(obs, context).chunk(2, dim=1)
+        log_std = -5 + 3.5 * (torch.tanh(log_std) + 1)  # in [-5, 2]
+        return mean, log_std
+
+    def get_action(self, obs, context):
+        """A sampled action [batch, act_dim] and its log-probability [batch]."""
+        mean, log_std = self(obs, context)
+        normal = torch.distributions.Normal(mean, log_std.exp(), validate_args=False)
+        x = normal.rsample()
+        action = torch.tanh(x)
+        log_prob = normal.log_prob(x) - torch.log(1 - action.pow(2) + 1e-6)  # tanh changes the density
+        return action, log_prob.sum(1)
+
+
+class ContextNetwork(nn.Module):
+    """Window -> what networks are told about the context: z [batch, 8], or with a hypernetwork omega."""
+
+    def __init__(self, obs_dim, act_dim, args):
+        super().__init__()
+        self.encoder = Encoder(obs_dim, act_dim, args.mask_prob, args.normalise)
+        self.hypernetwork = Hypernetwork(Z_DIM) if args.hypernetwork else nn.Identity()
+        if args.bias_init:
+            nn.init.zeros_(self.hypernetwork.first.weight[:, :Z_DIM].data)
+
+    def forward(self, window):
+        z = self.encoder(*window)
+        return self.hypernetwork(z)
+
+
+class Critic(nn.Module):
+    """Two Q-functions, and what tells them about the context."""
+
+    def __init__(self, obs_dim, act_dim, args):
+        super().__init__()
+        self.context = ContextNetwork(obs_dim, act_dim, args)
+        self.qf1 = MLP(obs_dim + act_dim, 1, args.hypernetwork)
+        self.qf2 = MLP(obs_dim + act_dim, 1, args.hypernetwork)
+
+    def forward(self, obs_actions, context):  # -> two times [batch]
+        return self.qf1(obs_actions, context).squeeze(1), self.qf2(obs_actions, context).squeeze(1)
+
+
+# ---------------------------------------------------- Replay buffer ---------------------------------------------------
+
+
+class ReplayBuffer:
+    """Finished episodes of all contexts, laid out as in aib_envs.History: K steps of warm-up, then the episode's T."""
+
+    def __init__(self, history, buffer_size, device):
+        num_envs, steps = history.rewards.shape
+        self.num_episodes = buffer_size // steps  # of each context
+        self.num_added = 0
+        self.window_size = history.window_size
+        shape = (num_envs, self.num_episodes)
+        self.obs = torch.zeros(*shape, *history.obs.shape[1:], device=device)
+        self.next_obs = torch.zeros_like(self.obs)
+        self.actions = torch.zeros(*shape, *history.actions.shape[1:], device=device)
+        self.rewards = torch.zeros(*shape, history.all_rewards.shape[1], device=device)
+        self.lengths = torch.zeros(*shape, dtype=torch.long, device=device)  # until the simulation diverged, if it did
+
+    def add(self, history):
+        """Stores a finished episode, in the place of the oldest."""
+        i = self.num_added % self.num_episodes
+        self.obs[:, i] = torch.from_numpy(history.obs)
+        self.next_obs[:, i] = torch.from_numpy(history.next_obs)
+        self.actions[:, i] = torch.from_numpy(history.actions)
+        self.rewards[:, i] = torch.from_numpy(history.all_rewards)
+        self.lengths[:, i] = torch.from_numpy(history.lengths)
+        self.num_added += 1
+
+        # All steps that can be drawn, in one list: where each episode begins and ends there
+        self.ends = self.lengths.flatten().cumsum(0)
+        self.begins = self.ends - self.lengths.flatten()
+        self.total = int(self.ends[-1])
+
+    def sample(self, batch_size):
+        """Steps drawn uniformly from all finished episodes: obs, actions, next_obs, rewards, all [batch, ...], and what
+        the encoder sees of the window before each of them: (obs, actions, deltas, rewards), all [batch, time, dim]."""
+        device = self.obs.device
+        obs, next_obs = self.obs.flatten(0, 1), self.next_obs.flatten(0, 1)  # [episodes, K + T, obs_dim]
+        actions, rewards = self.actions.flatten(0, 1), self.rewards.flatten(0, 1)
+
+        i = torch.randint(self.total, (batch_size,), device=device)
+        episode = torch.searchsorted(self.ends, i, right=True)  # the one that step i lies in
+        t = i - self.begins[episode]
+        now = self.window_size + t
+
+        past = t[:, None] + subsample(batch_size, self.window_size, training=True, device=device)  # all before `now`
+        row = episode[:, None]
+        deltas = next_obs[row, past] - obs[row, past]
+        window = (obs[row, past], actions[row, past], deltas, rewards[row, past, None])
+        return obs[episode, now], actions[episode, now], next_obs[episode, now], rewards[episode, now], window
+
+
+# ------------------------------------------------ Acting and learning -------------------------------------------------
+
+
+def adam(parameters, lr):
+    return torch.optim.Adam(parameters, lr=lr, fused=True, capturable=True)  # capturable: for --cuda-graph
+
+
+class Agent(nn.Module):
+    """Soft actor-critic whose policy and Q-functions each learn to infer the context."""
+
+    def __init__(self, obs_dim, act_dim, args):
+        super().__init__()
+        self.args = args
+        self.target_entropy = -act_dim
+        self.window_size = aib_envs.get_task(args.env_id).window  # K
+        self.actor_context = ContextNetwork(obs_dim, act_dim, args)
+        self.actor = Actor(obs_dim, 2 * act_dim, args.hypernetwork)
+        self.critic = Critic(obs_dim, act_dim, args)
+        self.critic_target = copy.deepcopy(self.critic)
+        self.log_alpha = nn.Parameter(torch.zeros(()))
+
+        self.actor_parameters = [*self.actor_context.parameters(), *self.actor.parameters()]
+        self.actor_optimizer = adam(self.actor_parameters, args.policy_lr)
+        self.q_optimizer = adam([*self.critic.qf1.parameters(), *self.critic.qf2.parameters()], args.q_lr)
+        self.encoder_optimizer = adam(self.critic.context.parameters(), args.encoder_lr)
+        self.alpha_optimizer = adam([self.log_alpha], args.q_lr)
+
+    @torch.inference_mode()
+    def act(self, obs, history, training=False):
+        """obs [n, obs_dim] -> actions [n, act_dim]: sampled in training, deterministic in evaluation (all NumPy)."""
+        device = self.log_alpha.device
+        places = subsample(len(obs), self.window_size, training).numpy()
+        window = [torch.from_numpy(part).to(device) for part in history.window(places, with_rewards=True)]
+        obs = torch.from_numpy(obs).to(device)
+        self.train(training)
+        context = self.actor_context(window)
+        if training:
+            actions, _ = self.actor.get_action(obs, context)
+        else:
+            mean, _ = self.actor(obs, context)
+            actions = torch.tanh(mean)
+        return actions.cpu().numpy()
+
+    def update(self, obs, actions, next_obs, rewards, window, update_policy):
+        """One gradient step on a sampled batch. Returns the losses."""
+        losses = {}
+        obs_actions = torch.cat([obs, actions], 1)
+        self.train()
+
+        # Critics and their encoder. Episodes end by time limit only, so the target always bootstraps.
+        with torch.no_grad():
+            next_actions, next_log_pi = self.actor.get_action(next_obs, self.actor_context(window))
+            next_obs_actions = torch.cat([next_obs, next_actions], 1)
+            qf1_next, qf2_next = self.critic_target(next_obs_actions, self.critic_target.context(window))
+            min_qf_next = torch.min(qf1_next, qf2_next) - self.log_alpha.exp() * next_log_pi
+            next_q_value = rewards + self.args.gamma * min_qf_next
+        qf1, qf2 = self.critic(obs_actions, self.critic.context(window))
+        losses["qf_loss"] = F.mse_loss(qf1, next_q_value) + F.mse_loss(qf2, next_q_value)
+        self.q_optimizer.zero_grad()
+        self.encoder_optimizer.zero_grad()
+        losses["qf_loss"].backward()
+        self.q_optimizer.step()
+        self.encoder_optimizer.step()
+
+        policy_updates = POLICY_FREQUENCY if update_policy else 0
+        for _ in range(policy_updates):
+            # Policy and its encoder
+            losses["actor_loss"], log_pi = self.actor_loss(obs, window)
+            self.actor_optimizer.zero_grad()
+            losses["actor_loss"].backward(inputs=self.actor_parameters)  # the Q-functions learn nothing from it
+            self.actor_optimizer.step()
+
+            # Temperature
+            alpha = self.log_alpha.exp()
+            losses["alpha_loss"] = (-alpha * (log_pi.detach() + self.target_entropy)).mean()
+            self.alpha_optimizer.zero_grad()
+            losses["alpha_loss"].backward()
+            self.alpha_optimizer.step()
+
+        self.update_targets()
+        losses["alpha"] = self.log_alpha.exp()
+        return {name: loss.detach() for name, loss in losses.items()}
+
+    def actor_loss(self, obs, window):
+        """The policy's loss [] and the log-probabilities [batch] of the actions that it samples."""
+        pi, log_pi = self.actor.get_action(obs, self.actor_context(window))
+        with torch.no_grad():
+            critic_context = self.critic.context(window)
+        qf1_pi, qf2_pi = self.critic(torch.cat([obs, pi], 1), critic_context)
+        return (self.log_alpha.exp().detach() * log_pi - torch.min(qf1_pi, qf2_pi)).mean(), log_pi
+
+    @torch.no_grad()
+    def update_targets(self):
+        """Moves the target networks, and their encoder, a little towards the critic."""
+        for source, slow in zip(self.critic.parameters(), self.critic_target.parameters(), strict=True):
+            slow.lerp_(source, self.args.tau)
+
+    def diagnose(self, *batch):
+        """Nothing more to say."""
+        return {}
+
+
+# ------------------------------------------------------ Training ------------------------------------------------------
+
+
+def make_envs(args, contexts, **options):
+    return aib_envs.make_vec(args.env_id, contexts, **options)
+
+
+def make_agent(args, envs):
+    obs_dim = envs.single_observation_space.shape[0]
+    act_dim = envs.single_action_space.shape[0]
+    return Agent(obs_dim, act_dim, args).to(aib_run.device(args))
+
+
+def train(args):
+    torch.manual_seed(args.seed)
+    steps = aib_envs.get_task(args.env_id).steps
+    if min(args.learning_starts, args.buffer_size) < steps:
+        aib_run.fail(f"--learning-starts and --buffer-size must be at least {steps}: {args.env_id}'s episode")
+    envs = make_envs(args, aib_envs.context_set(args.env_id, "train"))
+    eval_envs = make_envs(args, aib_envs.eval_contexts(args.env_id))
+    n = envs.num_envs
+    act_dim = envs.single_action_space.shape[0]
+    agent = make_agent(args, envs)
+    history = aib_envs.History(n, agent.window_size, steps, envs.single_observation_space.shape[0], act_dim)
+    buffer = ReplayBuffer(history, args.buffer_size, aib_run.device(args))
+    run = aib_run.Run(args, method_name(args), agent, buffer)  # goes on from its checkpoint, if it has one
+
+    while run.global_step < args.total_timesteps:
+        # An episode in all training contexts at once. Before it comes a warm-up (t < 0), which fills the window.
+        history.begin()
+        for t in range(-agent.window_size, steps):
+            if t in (-agent.window_size, 0):
+                obs, _ = envs.reset(seed=aib_envs.reset_seeds(n, 0, args.seed, run.episode, int(t < 0)))
+            learning = run.episode * steps + max(t, 0) >= args.learning_starts
+            actions = 2 * torch.rand(n, act_dim).numpy() - 1
+            if learning:
+                actions = agent.act(obs, history, training=True)
+            next_obs, rewards, _, _, infos = envs.step(actions)
+            history.add(obs, actions, rewards, next_obs, infos["diverged"])
+            obs = next_obs
+            run.add_env_steps(n)
+            if t < 0 or not learning:
+                continue
+
+            if run.global_step % args.eval_every == 0:
+                with torch.random.fork_rng():  # so that looking changes nothing
+                    evaluation = aib_envs.evaluate(eval_envs, agent.act, agent.window_size, rollouts=1)
+                    run.log_evaluation(*evaluation, agent.diagnose(*buffer.sample(args.batch_size)))
+            batch = buffer.sample(args.batch_size)
+            losses = agent.update(*batch, run.global_step % POLICY_FREQUENCY == 0)
+            run.advance(losses)
+            if run.global_step == args.total_timesteps:
+                break
+        if t == steps - 1:  # the episode is finished
+            buffer.add(history)
+            run.end_episode(history)
+
+    with torch.random.fork_rng():
+        evaluation = aib_envs.evaluate(eval_envs, agent.act, agent.window_size, args.eval_rollouts)
+        run.finish(*evaluation, agent.diagnose(*buffer.sample(args.batch_size)))
+    return run
+
+
+if __name__ == "__main__":
+    aib_run.main(Args, train, make_envs, make_agent)

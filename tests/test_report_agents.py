@@ -1,0 +1,202 @@
+"""report_agents.py: information against closed forms, embeddings, adaptation inside an episode."""
+
+import csv
+import functools
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import aib_envs
+import hyperdynamics
+import report
+import report_agents
+
+ROOT = Path(__file__).parent.parent
+
+
+# ------------------------------------------------------ information --------------------------------------------------
+
+
+@pytest.mark.parametrize("correlation", [0.0, 0.5, 0.9])
+def test_kraskov_on_gaussians(correlation):
+    rng = np.random.default_rng(0)
+    x, y = rng.multivariate_normal([0, 0], [[1, correlation], [correlation, 1]], 3000).T
+    assert report_agents.kraskov(x, y) == pytest.approx(-0.5 * math.log(1 - correlation**2), abs=0.05)
+    assert report_agents.kraskov(100 * x, y) == pytest.approx(
+        report_agents.kraskov(x, y), abs=1e-3
+    )  # units do not matter
+
+
+def test_kraskov_on_two_dimensional_gaussians():
+    x = np.random.default_rng(0).normal(size=(3000, 2))
+    y = x + np.random.default_rng(1).normal(size=(3000, 2))
+    assert report_agents.kraskov(x, y) == pytest.approx(math.log(2), abs=0.07)
+
+
+@pytest.mark.parametrize("share", [0.5, 0.45])
+def test_a_clean_binary_code_tells_its_entropy(share):
+    labels = np.arange(2000) < 2000 * share
+    z = np.where(labels[:, None], [0.0, 1.0], [1.0, 0.0]) + 0.01 * np.random.default_rng(0).normal(size=(2000, 2))
+    entropy = -share * math.log(share) - (1 - share) * math.log(1 - share)
+    assert report_agents.entropy(labels) == pytest.approx(entropy)
+    assert report_agents.ross(z, labels) == pytest.approx(entropy, abs=0.01)
+    assert report_agents.kraskov(z, labels.astype(float)) == pytest.approx(entropy, abs=0.02)
+
+
+def test_a_code_that_knows_nothing_tells_nothing():
+    rng = np.random.default_rng(0)
+    assert report_agents.ross(rng.normal(size=(2000, 8)), rng.integers(0, 20, 2000)) == pytest.approx(0, abs=0.05)
+
+
+def test_ties_are_no_information():
+    bits = np.random.default_rng(0).integers(0, 2, (2, 1000))
+    assert report_agents.kraskov(*bits) == pytest.approx(0, abs=0.1)
+    assert report_agents.kraskov(np.full((1000, 8), 0.3), np.random.default_rng(0).normal(size=(1000, 8))) < 0.1
+    assert report_agents.ross(np.full((1000, 8), 0.3), bits[0]) == pytest.approx(0, abs=0.1)
+
+
+def test_ross_against_sklearn():
+    from sklearn.feature_selection import mutual_info_classif
+
+    labels = np.random.default_rng(0).integers(0, 3, 1500)
+    x = labels + np.random.default_rng(1).normal(size=1500)
+    theirs = mutual_info_classif(x[:, None], labels, n_neighbors=3, random_state=0)[0]
+    assert report_agents.ross(x, labels) == pytest.approx(theirs, abs=0.02)
+
+
+@pytest.mark.parametrize(("env_id", "mode"), [("DI", "inversion"), ("Walker", None), ("DI-Perm", "permutation")])
+def test_variabilitys_parts_add_up(env_id, mode):
+    z = np.random.default_rng(0).normal(size=(20, 30, 8)) * np.linspace(0.1, 2, 8)
+    contexts = aib_envs.context_set(env_id, "train")
+    z += 3 * np.array([context.get(mode, 0) for context in contexts])[:, None, None]
+    total, *parts = report_agents.variability(z, contexts, mode)
+    assert abs(total - sum(parts)) < 1e-10 and min(parts) >= 0 and report_agents.mode_of(env_id) == mode
+    assert total == pytest.approx(np.cov(z.reshape(-1, 8).T, bias=True).trace() / 8)
+    assert (parts[2] < 1e-12) == (mode is None) and parts[0] == pytest.approx(z.var(axis=1).mean())
+
+
+def test_overlap_and_informativeness_of_a_clean_code():
+    contexts = aib_envs.context_set("DI", "train")
+    code = np.array([[context["inversion"] == 1, context["inversion"] == -1] for context in contexts], float)
+    assert report_agents.overlap(code) == pytest.approx((11 * 10 + 9 * 8) / 380)
+    z = code[:, None] + 1e-3 * np.random.default_rng(0).normal(size=(20, 50, 2))
+    c, s, u = report_agents.informativeness(z, contexts, "inversion")
+    assert s == pytest.approx(0.688, abs=0.01) and c == pytest.approx(s, abs=0.1) and u == pytest.approx(0, abs=0.1)
+    z = np.array([list(context.values()) for context in contexts])[:, None] + 1e-4 * z  # knows the mass too
+    c, s, u = report_agents.informativeness(z, contexts, "inversion")
+    assert c == pytest.approx(math.log(20), abs=0.02) and u == pytest.approx(math.log(20) - 0.688, abs=0.2)
+
+
+# ------------------------------------------------------- trained agents ----------------------------------------------
+
+
+def test_recovery():
+    rewards = np.array([1.0] * 50 + [0.0] * 10 + [0.5] * 10 + [1.0] * 30)
+    level, low, steps = report_agents.recovery(rewards, smooth=1)
+    assert (level, low, steps) == (1, 0, 20)
+    assert report_agents.recovery(np.array([1.0] * 50 + [0.0] * 50))[2] is None
+    assert report_agents.recovery(np.ones(100))[2] == 0  # nothing was lost
+    lost_again = np.array([1.0] * 50 + [0.5] * 5 + [1.0] * 40 + [0.0] * 5)
+    assert report_agents.recovery(lost_again, smooth=1)[1:] == (0, 5)
+
+
+def test_recovery_rows_tell_adaptation_from_what_is_none():
+    steps = lambda after, modes: [
+        row["steps to 90 %"]
+        for row in report_agents.recovery_rows("DI", "", {"switch": np.array([1.0] * 50 + after), "modes": modes})
+    ]
+    assert steps([0.0] * 20 + [1.0] * 30, [1.0, 0.9]) == [20]
+    assert steps([0.0] * 50, [1.0, 0.9]) == ["not in the episode"] and steps([1.0] * 50, [1, 1]) == ["nothing lost"]
+    assert steps([0.0] * 20 + [1.0] * 30, [1.0, 0.4]) == ["masters one mode only"]
+    nothing = report_agents.recovery_rows("DI", "", {"switch": np.zeros(100), "modes": [0.0, 0.0]})
+    assert nothing[0]["steps to 90 %"] == "nothing to lose"
+
+
+def test_adaptation_figure_shows_agents_that_master_both_modes():
+    runs = [("DMA", value, modes) for value, modes in ((1.0, [1.0, 0.9]), (0.5, [1.0, 0.1]))]
+    results = [(m, {"switch": np.full(100, value), "modes": modes}, {}) for m, value, modes in runs]
+    axis = report_agents.adaptation_figure([*results, ("DR", results[1][1] | {"modes": [0.0, 0.0]}, {})], "DI").axes[0]
+    line, _ = axis.lines  # and the vertical one at 0
+    assert line.get_label() == "DMA (1 of 2 runs)" and set(line.get_ydata()) == {1.0}
+
+
+def test_a_foreign_window_holds_others_transitions_until_they_have_left_it():
+    history = aib_envs.History(2, 4, 10, 1, 1)
+    for t in range(-4, 6):
+        obs = np.array([[t], [100 + t]], np.float32)
+        history.add(obs, obs + 0.5, np.zeros(2), obs + 1, np.zeros(2, bool))
+    positions = np.array([[0, 1, 2, 3]])  # transitions 2, 3, 4, 5
+    view = report_agents.MixedWindow(history, np.array([1, 0]), 4)
+    obs, actions, deltas = view.window(positions)
+    assert obs[0, :, 0].tolist() == [102, 103, 4, 5] and obs[1, :, 0].tolist() == [2, 3, 104, 105]
+    assert np.array_equal(actions, obs + 0.5) and (deltas == 1).all()
+    own = history.window(positions)
+    late = report_agents.MixedWindow(history, np.array([1, 0]), 2).window(positions)
+    assert all(np.array_equal(a, b) for a, b in zip(late, own, strict=True))
+
+
+def test_an_agent_that_plans_adapts_too():
+    args = hyperdynamics.Args(env_id="DI", candidates=2, horizon=2, action_hold=1)
+    agent = hyperdynamics.make_agent(args, hyperdynamics.make_envs(args, [{}]))
+    make_envs = functools.partial(hyperdynamics.make_envs, args)
+    trained = report_agents.Trained("", "HyperDynamics", "DI", agent, 500, make_envs)
+    rewards, moved = report_agents.adaptation(trained, 1)
+    assert rewards["foreign"].shape == (100,) and not moved
+
+
+@pytest.mark.parametrize("observe", [None, "raw", "scaled"])
+def test_inversion_inside_an_episode(observe):
+    env = aib_envs.gym.make("AIB/DI-v0", context={"inversion": -1, "mass": 0.5}, observe_context=observe).unwrapped
+    env.reset(seed=0)
+    obs = env.reset(seed=0)[0]
+    report_agents.invert(env, "inversion", obs)
+    assert env.context == {"mass": 0.5, "inversion": 1} and (observe is None or obs[-1] == 1)
+    env.state[:] = 0
+    obs = env.step(np.ones(2, np.float32))[0]
+    assert obs[2] > 0
+    assert obs[4:].tolist() == pytest.approx({None: [], "raw": [0.5, 1], "scaled": [2 * 0.4 / 1.9 - 1, 1]}[observe])
+
+
+def test_pairs():
+    assert report_agents.pairs_of("DI", 3)[:3] == [
+        {"mass": 0.8, "inversion": -1},
+        {"mass": 0.8, "inversion": 1},
+        {"mass": 1.0, "inversion": -1},
+    ]
+    twenty = report_agents.pairs_of("Cheetah", 10)
+    assert len(twenty) == 20 and all(twenty[i]["length"] == twenty[i ^ 1]["length"] for i in range(20))
+
+
+def test_empty_panels_say_why():
+    figure = report_agents.adaptation_figure([("DR", {"switch": np.zeros(100), "modes": [0.0, 0.0]}, {})], "DI")
+    assert all(axis.texts for axis in figure.axes)
+    report.plt.close(figure)
+
+
+def table(path):
+    with open(path) as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.mark.slow
+def test_embeddings_of_real_runs(tmp_path):
+    flags = ["--env-id", "DI", "--total-timesteps", "20", "--learning-starts", "200", "--eval-rollouts", "1"]
+    for script in ("dmash_sac.py", "dr_sac.py"):
+        command = [sys.executable, str(ROOT / script), *flags]
+        subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
+    report_agents.report([*(tmp_path / "runs").iterdir(), Path("nowhere")], tmp_path / "report")
+    rows = table(tmp_path / "report" / "tables" / "embeddings.csv")
+    assert [row["run"].split()[0] for row in rows[::3]] == ["DMA*-SH"]
+    times = table(tmp_path / "report" / "tables" / "adaptation.csv")
+    assert {row["what"] for row in times} == {"actuators change", "foreign window"}
+    figures = [path.name for path in (tmp_path / "report" / "figures").glob("*.png")]
+    assert [name.split("__")[1] for name in figures if "embeddings" in name] == ["DMAstar-SH"]
+    assert {"DI_adaptation.png", "DI_information.png", "DI_paths.png"} <= set(figures)
+    assert "nowhere" in (tmp_path / "report" / "agents.md").read_text()  # named, and the others reported
+    found = report_agents.paths([report_agents.load(path) for path in (tmp_path / "runs").glob("*DR*")], "DI", 2)
+    assert found["DR"].shape == (2, 2, 101, 2) and (found["DR"][0, :, 0] == found["DR"][1, :, 0]).all()
+    assert (found["DR"][0, :, 1:] != found["DR"][1, :, 1:]).any()

@@ -1,0 +1,329 @@
+"""results/ and RESULTS.md: recomputed here by code that shares nothing with tools/report.py."""
+
+import itertools
+import json
+import re
+import statistics
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy.stats
+
+import aib_envs
+import report
+import results_page
+
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "results"
+SETS = ("train", "eval-in", "eval-out")
+
+
+def cells(line):
+    """The cells of a line of a table in Markdown."""
+    return [cell.strip().replace("\\*", "*") for cell in line.strip().strip("|").split(" | ")]
+
+
+def tables(page):
+    """{heading: [table: list of dicts]} of a page in Markdown."""
+    found = {}
+    for section in re.split(r"^## ", page, flags=re.MULTILINE)[1:]:
+        heading, _, text = section.partition("\n")
+        found[heading] = []
+        for block in re.findall(r"(?:^\|.*\n)+", text, flags=re.MULTILINE):
+            head, _, *lines = block.strip().split("\n")
+            found[heading].append([dict(zip(cells(head), cells(line), strict=True)) for line in lines])
+    return found
+
+
+PAGE = tables((ROOT / "RESULTS.md").read_text())
+
+
+def measured():
+    """{(task, steps, method): [for each seed, in order: (seed, {set: AER}, {set: better of the last two}, results)]}"""
+    found = {}
+    for path in sorted(RESULTS.glob("runs/*/results.json")):
+        results = json.loads(path.read_text())
+        lines = [json.loads(line) for line in (path.parent / "metrics.jsonl").read_text().splitlines()]
+        aer = {name: statistics.fmean(itertools.chain(*results["returns"][name])) for name in SETS}
+        aer["all sets"] = statistics.fmean(aer.values())
+        better = {name: max(aer[name], lines[-2]["aer"][name]) for name in SETS}
+        better["all sets"] = statistics.fmean(better.values())
+        args = results["args"]
+        key = args["env_id"], args["total_timesteps"], results["method"].replace("DMAstar", "DMA*")
+        found.setdefault(key, []).append((args["seed"], aer, better, results))
+    return {key: sorted(runs, key=lambda run: run[0]) for key, runs in found.items()}
+
+
+MEASURED = measured()
+
+
+def interquartile(values):
+    values = sorted(values)
+    cut = len(values) // 4
+    return statistics.fmean(values[cut : len(values) - cut])
+
+
+def same_cell(cell, values):
+    """Is it the interquartile mean and its interval, or the values themselves where there are fewer than three?"""
+    shown = [float(number) for number in re.findall(r"-?[\d.]+", cell)]
+    if len(values) < 3:
+        assert shown == pytest.approx(values, abs=0.0501)
+        return
+    assert shown[0] == pytest.approx(interquartile(values), abs=0.0501)
+    rng = np.random.default_rng(1)
+    drawn = np.sort(rng.choice(values, (4000, len(values))), axis=1)
+    means = drawn[:, len(values) // 4 : len(values) - len(values) // 4].mean(1)
+    spread = max(values) - min(values)
+    assert shown[1:] == pytest.approx(np.percentile(means, [2.5, 97.5]), abs=0.06 + 0.05 * spread)
+
+
+@pytest.mark.parametrize("task", sorted({task for task, _, _ in MEASURED}))
+def test_every_cell_of_a_tasks_table(task):
+    rows = {(row["method"], row["steps"]): row for row in PAGE[task][0]}
+    nothing = rows.pop(("doing nothing", ""))
+    own = {(m, f"{steps:,}"): runs for (name, steps, m), runs in MEASURED.items() if name == task}
+    assert rows.keys() == own.keys()
+    for key, runs in own.items():
+        assert int(rows[key]["seeds"]) == len(runs) == len({seed for seed, *_ in runs})
+        for name in (*SETS, "all sets"):
+            same_cell(rows[key][name], [aer[name] for _, aer, _, _ in runs])
+        same_cell(rows[key]["better of the last two"], [better["all sets"] for _, _, better, _ in runs])
+        if "worse mode" in rows[key]:
+            assert rows[key]["worse mode"].split(", ") == [worse_mode(results) for *_, results in runs]
+        if task == "ODE":
+            stuck, others = zip(*(stuck_and_others(results) for *_, results in runs), strict=True)
+            assert rows[key]["stuck"].split(", ") == [f"{100 * share:.1f} %" for share in stuck]
+            assert rows[key]["mean of the others"].split(", ") == [f"{mean:.0f}" for mean in others]
+    still = json.loads((RESULTS / "zero_action.json").read_text())[task]
+    assert float(nothing["eval-out"]) == pytest.approx(statistics.fmean(still["eval-out"]), abs=0.0501)
+
+
+def worse_mode(results):
+    binary = "permutation" if "permutation" in results["contexts"]["train"][0] else "inversion"
+    own = [context[binary] for context in results["contexts"]["train"]]
+    pairs = list(zip(own, map(statistics.fmean, results["returns"]["train"]), strict=True))
+    low, high = sorted(statistics.fmean(r for c, r in pairs if c == mode) for mode in set(own))
+    bound = 100 if results["args"]["env_id"].startswith("DI") else 1000
+    return f"{100 * low / high:.0f} %" if high >= bound / 100 else "-"
+
+
+def stuck_and_others(results):
+    returns = [value for name in SETS for row in results["returns"][name] for value in row]
+    free = [value for value in returns if value > 60]
+    return 1 - len(free) / len(returns), statistics.fmean(free)
+
+
+BOUNDS = {"ODE": 200, "WalkerGym": 5000, "HopperGym": 4000}
+
+
+def scaled(task, method, name):
+    bound = 100 if task.startswith("DI") else BOUNDS.get(task, 1000)
+    (runs,) = [runs for (one, _, m), runs in MEASURED.items() if (one, m) == (task, method)]
+    return [aer[name] / bound for _, aer, _, _ in runs]
+
+
+def test_every_cell_over_tasks():
+    text = (ROOT / "RESULTS.md").read_text()
+    named = [line.split(": ")[1].split(", ") for line in re.findall(r"^\*\*.*after .* %.*: (?:.+)\.\*\*$", text, re.M)]
+    named = [[task.strip(".*") for task in tasks] for tasks in named]
+    assert len(named) == len(PAGE["Over tasks"]) >= 2
+    for tasks, rows in zip(named, PAGE["Over tasks"], strict=True):
+        for row, name in itertools.product(rows, ("all sets", "eval-out")):
+            groups = [scaled(task, row["method"], name) for task in tasks]
+            assert row["seeds"] == ", ".join(str(len(group)) for group in groups)
+            count = np.lcm.reduce([len(group) for group in groups])
+            repeated = sorted(x for group in groups for x in group for _ in range(count // len(group)))
+            parts = np.array_split(np.repeat(repeated, 4), 4)  # quarters of equal weight
+            middle = np.mean(np.concatenate(parts[1:3]))
+            mean = statistics.fmean(map(statistics.fmean, groups))
+            assert float(row[f"{name}: IQM"].split()[0]) == pytest.approx(middle, abs=0.00501)
+            assert float(row[f"{name}: mean"].split()[0]) == pytest.approx(mean, abs=0.00501)
+
+
+def methods_of(claim):
+    """The two methods of a claim, and the share of the second's returns that the first has to be above."""
+    if claim.startswith("DR fails"):
+        return "DMA*-SH", "DR", 1 / 0.6
+    if claim.startswith("DR does not"):
+        return "DR", "DMA*-SH", 0.8
+    return *claim.split(" above "), 1.0
+
+
+def test_verdicts_over_tasks():
+    (rows,) = PAGE["Verdicts over tasks"]
+    found = []
+    for row in rows:
+        one, other, share = methods_of(row["claim"])
+        x = [scaled(task, one, row["set"]) for task in row["tasks"].split(", ")]
+        y = [scaled(task, other, row["set"]) for task in row["tasks"].split(", ")]
+        pairs = [(own, [share * value for value in theirs]) for own, theirs in zip(x, y, strict=True)]
+        found.append([one_sided(pairs), one_sided([(y, x) for x, y in pairs])])
+        above = [np.mean([(a > b) + 0.5 * (a == b) for a, b in itertools.product(x, y)]) for x, y in pairs]
+        assert float(row["P"]) == pytest.approx(np.mean(above), abs=0.00501)
+        shown = 0.0005 if row["p"].startswith("<") else float(row["p"])
+        assert shown == pytest.approx(found[-1][0], abs=0.001)
+    (name,) = [name for name in rows[0] if name.startswith("p, Holm of ")]
+    assert int(name.split()[-1]) == len(rows)
+    for column, word in enumerate(("holds", "does not hold")):
+        order = sorted(range(len(rows)), key=lambda i: found[i][column])
+        decided = True
+        for place, i in enumerate(order):  # step down
+            decided = decided and found[i][column] * (len(rows) - place) <= 0.05
+            assert (rows[i]["verdict"] == word) == decided
+
+
+@pytest.mark.parametrize("task", sorted({task for task, _, _ in MEASURED}))
+def test_verdicts_of_a_task(task):
+    rows = [row for found in PAGE[task][1:] for row in found if "claim" in row]
+    for row in rows:
+        one, other, share = methods_of(row["claim"])
+        steps = int(row["steps"].replace(",", ""))
+        x, y = ([aer[row["set"]] for _, aer, _, _ in MEASURED[task, steps, method]] for method in (one, other))
+        assert row["seeds"] == f"{len(x)}/{len(y)}"
+        assert row["AER"] == f"{interquartile(x):.1f} and {interquartile(y):.1f}"
+        found = scipy.stats.mannwhitneyu(x, [share * value for value in y], alternative="greater", method="exact")
+        assert float(row["p"]) == pytest.approx(found.pvalue, abs=0.00051)
+        assert float(row["P"]) == pytest.approx(found.statistic / len(x) / len(y), abs=0.0051)
+        assert float(row[f"p, Holm of {len(rows)}"]) >= float(row["p"])
+
+
+def test_the_table_at_a_glance():
+    (rows,) = PAGE["At a glance"]
+    for row, (key, runs) in itertools.product(rows, MEASURED.items()):
+        if (row["task"], row["steps"]) == (key[0], f"{key[1]:,}") and key[2] in row:
+            aer = interquartile([aer["all sets"] for _, aer, _, _ in runs])
+            shown = row[key[2]].replace("(", "").replace(")", "").split()
+            assert float(shown[0]) == pytest.approx(aer, abs=0.501) and int(shown[1]) == len(runs)
+    assert sum(float(row["hours"]) for row in PAGE["Hours"][0][:-1]) == pytest.approx(hours(), abs=0.5)
+
+
+def hours():
+    total = 0
+    for path in RESULTS.glob("runs/*/metrics.jsonl"):
+        total += sum(json.loads(path.read_text().splitlines()[-1])["seconds"].values()) / 3600
+    return total
+
+
+def one_sided(pairs):
+    """Exact, by listing all ways to deal out each task's values."""
+    ways = {0.0: 1}
+    for x, y in pairs:
+        both = [*x, *y]
+        values = {}
+        for chosen in itertools.combinations(range(len(both)), len(x)):
+            left = [both[i] for i in chosen]
+            right = [both[i] for i in set(range(len(both))) - set(chosen)]
+            u = scipy.stats.mannwhitneyu(left, right, method="asymptotic").statistic / len(left) / len(right)
+            values[round(u, 6)] = values.get(round(u, 6), 0) + 1
+        ways = add(ways, values)
+    found = sum(scipy.stats.mannwhitneyu(x, y, method="asymptotic").statistic / len(x) / len(y) for x, y in pairs)
+    return sum(n for value, n in ways.items() if value >= found - 1e-4) / sum(ways.values())
+
+
+def add(ways, values):
+    total = {}
+    for (a, n), (b, m) in itertools.product(ways.items(), values.items()):
+        total[round(a + b, 5)] = total.get(round(a + b, 5), 0) + n * m
+    return total
+
+
+# ------------------------------------------------------- the page ----------------------------------------------------
+
+
+@pytest.mark.slow
+def test_the_page_is_made_from_results_and_its_words_are_true(tmp_path):
+    runs, relatives, held_out, failed, problems = results_page.read_results()
+    page = results_page.make_page(runs, relatives, held_out, failed, problems, tmp_path)
+    values = results_page.Values(runs, [*relatives, *held_out])
+    text = results_page.with_text(page, (RESULTS / "text.md").read_text(), values, problems)
+    assert not problems
+    assert text == (ROOT / "RESULTS.md").read_text(), "python tools/results_page.py"
+    shown = set(re.findall(r"\(results/figures/(.+?)\.png\)", text))
+    assert shown == {path.stem for path in tmp_path.iterdir()}
+    assert shown == {path.stem for path in (RESULTS / "figures").iterdir()}
+
+
+def test_results_say_what_made_them_and_are_small():
+    runs, relatives, *_ = results_page.read_results()
+    for run in [*runs, *relatives]:
+        config = json.loads((run.directory / "config.json").read_text())
+        assert re.fullmatch(r"[0-9a-f]{40}", config["commit"]) and config["run"] == run.directory.name
+    files = [path for path in RESULTS.rglob("*") if path.is_file()]
+    assert max(path.stat().st_size for path in files) < 2**18 and sum(path.stat().st_size for path in files) < 2**23
+
+
+def test_the_benchmark_is_the_papers_thirteen_tasks():
+    assert len(report.BENCHMARK) == 13 and set(report.BENCHMARK) < set(aib_envs.TASKS)
+    assert {*report.PAPER["AER_aggregated_over_sets_v2"]} < set(report.BENCHMARK)
+
+
+class Numbers:
+    def aer(self, task, method, split="all sets"):
+        return {"DR": "15", "DMA*": "71.5"}[method]
+
+    def count(self):
+        return "1,300"
+
+
+def test_placeholders_are_filled():
+    assert results_page.fill("{aer DI, DMA*} and {count}, {aer DI, DR, train}", Numbers()) == "71.5 and 1,300, 15"
+
+
+@pytest.mark.parametrize("wrong", ["{aer DI, Amago}", "{aer}", "{median DI, DR}", "{}x{nothing here}"])
+def test_a_placeholder_that_stands_for_nothing_is_named(wrong):
+    with pytest.raises(LookupError):
+        results_page.fill(wrong, Numbers())
+
+
+@pytest.mark.parametrize(
+    ("words", "true"),
+    [
+        ("1 < 2 < 3", True),
+        ("15, 16 and 17 < 18 19", True),
+        ("15, 16 and 18 < 18 19", False),
+        ("1,300 < 1,400", True),
+        ("-3.5 < -3", True),
+        ("2 < 1", False),
+        ("holds = holds", True),
+        ("holds = undecided", False),
+    ],
+)
+def test_words_that_are_no_longer_true_are_named(words, true):
+    problems = []
+    assert results_page.check(f"It is.\n<!-- check: {words} -->\nSo.\n", problems) == "It is.\nSo.\n"
+    assert (not problems) == true and all(words in problem for problem in problems)
+
+
+def test_text_stands_under_its_heading(tmp_path):
+    page = report.Page(tmp_path, "figures")
+    page.text("DI", "A table.\n")
+    text = results_page.with_text(page, "Before.\n\n## DI\n\nIt has {count}.\n", Numbers(), [])
+    assert text.index("Before.") < text.index("## DI") < text.index("1,300") < text.index("A table.")
+    with pytest.raises(LookupError):
+        results_page.with_text(page, "## ID\n\nText.\n", Numbers(), [])
+
+
+def test_readme_gets_its_table():
+    readme = "a\n<!-- benchmark -->\nold\n<!-- end -->\nb\n"
+    filled = results_page.fill_readme(readme, [{"task": "DI", "ours": "77"}])
+    assert "| DI | 77 |" in filled and "old" not in filled and filled.endswith("<!-- end -->\nb\n")
+    assert results_page.fill_readme("no marks", [{"task": "DI"}]) == "no marks"
+    rows = results_page.benchmark_table(results_page.read_results()[0])
+    assert [row["task"] for row in rows] == report.BENCHMARK
+
+
+def test_adaptation_belongs_to_a_length(tmp_path):
+    run = next(run for run in results_page.read_results()[0] if run.task == "DI")
+    rewards, _ = results_page.adaptation_of(run)
+    assert rewards["switch"].shape == (100,) and rewards["modes"].shape == (2,)
+    run.steps += 1  # it has been trained for longer
+    assert results_page.adaptation_of(run) is None
+
+
+def test_the_run_shown_is_the_median():
+    runs = results_page.read_results()[0]
+    own = [run for run in runs if (run.task, run.method) == ("DI", "DMA*")]
+    ranked = sorted(own, key=lambda run: run.aer("train"))
+    assert results_page.median_run(own) is ranked[1] and results_page.median_run(ranked[:2]) is ranked[0]
+    assert results_page.median_run([]) is None

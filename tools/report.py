@@ -1,0 +1,1025 @@
+"""Tables, curves and verdicts from runs.
+
+    python tools/report.py runs/                         what has been measured there: report/report.md
+    python tools/report.py mine/ results/runs            your runs beside the published ones
+    python tools/report.py --collect results/runs runs/  keeps of every finished run what this report needs
+
+Beside report.md: every table as CSV, report/runs.csv with one number a cell, and the figures as PNG and SVG. Runs of
+different length are never mixed. What cannot be used is named, and the rest is reported.
+"""
+
+import argparse
+import collections
+import contextlib
+import csv
+import io
+import itertools
+import json
+import os
+import sys
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+
+import aib_envs
+import stats
+from methods import METHODS
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.append(str(ROOT / "relatives"))
+import aib_speed  # noqa: E402, F401 (its tasks have reports, too)
+
+plt.switch_backend("Agg")  # draws into files only
+RESULTS = ROOT / "results"
+PAPER = json.loads((RESULTS / "paper_results.json").read_text())
+SPLITS = aib_envs.SPLITS
+SETS = (*SPLITS, "all sets")
+OURS = "DMA*-SH"
+LABELS = [method.label for method in METHODS.values()]
+MAIN = [method.label for method in METHODS.values() if not method.extra]
+KINDS = {"non-overlapping": False, "overlapping": True}  # can one policy act well in all contexts?
+# The tasks of the paper's aggregates.
+BENCHMARK = ["DI", "DI-Friction", "DI-Perm", "ODE", "Cartpole", "Cheetah", "Reacher-E", "Reacher-H", "Reacher-H-Perm"]
+BENCHMARK += ["BallInCup", "Walker", "WalkerGym", "HopperGym"]
+# Names in paper_results.json.
+PAPER_KINDS = {"non-overlapping": "non_overlap", "overlapping": "overlap", "all": "all"}
+PAPER_SETS = {"train": "train", "eval-out": "eval_out", "all sets": "aggregated"}
+# Flags that may differ between runs that are put together: they do not change what is learned.
+FREE = {"seed", "env_id", "total_timesteps", "run_dir", "resume", "eval_only", "context", "dataset", "cuda", "track"}
+FREE |= {"cuda_graph", "keep_checkpoint", "capture_video", "flip_at", "eval_every", "eval_epochs"}
+STUCK = 60  # a rollout of ODE that ends with this or less, of 200, has waited at a wrong equilibrium
+
+
+def fail(message):
+    """Ends the program with one line."""
+    print(f"{Path(sys.argv[0]).name}: {message}", file=sys.stderr)
+    sys.exit(2)
+
+
+def write(path, text):
+    """A whole file or none. Bytes of a file's name that are no UTF-8 are written as escapes."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_bytes(text.encode(errors="backslashreplace"))
+    temporary.replace(path)
+
+
+# ---------------------------------------------------- Reading the runs ------------------------------------------------
+
+
+@dataclass
+class Run:
+    """A run, finished or not."""
+
+    directory: Path
+    name: str  # of its directory when it was made, which ends with the time
+    task: str
+    method: str  # as the paper writes it, and with what differs from the other runs of the method
+    seed: int
+    steps: int  # of training
+    script: str
+    args: dict
+    metrics: list  # a dict for each evaluation
+    returns: dict | None  # {set: [20, rollouts]}; None: the run has not finished
+    diverged: dict | None = None  # {set: [20, rollouts]} of bools; None: not recorded
+    experts: list | None = None  # of hyperzero.py: each expert's return in its training context
+    held_out: list | None = None  # of hyperzero.py: the contexts (0 to 19) whose experts stage 2 has not seen
+    prediction: dict | None = None  # of hyperdynamics.py: {one_step, twenty_step: {set: error}}
+
+    def aer(self, split):
+        """Average episodic return over contexts and rollouts of the last evaluation."""
+        if split == "all sets":
+            return float(np.mean([self.aer(one) for one in SPLITS]))
+        return float(self.returns[split].mean())
+
+    def better(self, split):
+        """The better of the last two evaluations, for each set separately: what the authors' code reports. The last but
+        one has one rollout a context."""
+        if split == "all sets":
+            return float(np.mean([self.better(one) for one in SPLITS]))
+        before = [line["aer"][split] for line in self.metrics[-2:-1]]
+        return max([self.aer(split), *before])
+
+    def scaled(self, split):
+        """AER with the bounds of the task's returns as 0 and 1."""
+        low, high = aib_envs.get_task(self.task).bounds
+        return (self.aer(split) - low) / (high - low)
+
+    def training(self):
+        """How much of the task's training the run has had."""
+        return self.steps / aib_envs.get_task(self.task).total_timesteps
+
+    def mode_returns(self):
+        """Mean return in the training contexts of each mode [2]; [] for a task without modes."""
+        dimension = modes(self.task)
+        if not dimension:
+            return []
+        contexts = aib_envs.context_set(self.task, "train")
+        own = [[context[dimension.key] == value for context in contexts] for value in dimension.values]
+        return [float(self.returns["train"][rows].mean()) for rows in own]
+
+    def worse_mode(self):
+        """The return in the worse mode as a share of that in the better one; None without modes, or if the agent earns
+        next to nothing in both."""
+        found = sorted(self.mode_returns())
+        enough = 0.01 * aib_envs.get_task(self.task).bounds[1]
+        return found[0] / found[1] if found and found[1] >= enough else None
+
+    def hours(self):
+        return sum(self.metrics[-1].get("seconds", {}).values()) / 3600 if self.metrics else 0.0
+
+
+def modes(task):
+    """The task's dimension with two values, inversion or permutation, or None."""
+    return next((d for d in aib_envs.get_task(task).dimensions if d.values), None)
+
+
+def find_runs(directories, problems):
+    """The directories of runs in and below `directories`; links are followed, what is no run is named."""
+    seen = set()
+
+    def unreadable(error):
+        problems.append(f"{error.filename}: cannot be read ({error.strerror})")
+
+    for start in directories:
+        for path, folders, files in os.walk(start, followlinks=True, onerror=unreadable):
+            real = os.path.realpath(path)
+            if real in seen:  # a link in a circle, or to what has been seen
+                folders.clear()
+                continue
+            seen.add(real)
+            if "config.json" in files:
+                folders.clear()
+                yield Path(path)
+                continue
+            folders.sort()
+            links = [name for name in files if not os.path.exists(os.path.join(path, name))]
+            problems += [f"{os.path.join(path, name)}: a link to nothing" for name in links]
+            if not folders:
+                problems.append(f"{path}: no run is here (no config.json)")
+
+
+def read_metrics(path, problems):
+    """The lines of a metrics.jsonl that are evaluations, up to the first that cannot be read."""
+    metrics = []
+    for number, text in enumerate(path.read_text().splitlines() if path.exists() else [], 1):
+        try:
+            line = json.loads(text)
+            if "aer" not in line and "experts" in line:  # of hyperzero.py's first stage
+                continue
+            if not np.isfinite([line["global_step"], *(line["aer"][split] for split in SPLITS)]).all():
+                raise ValueError
+            metrics.append(line)
+        except (ValueError, LookupError, TypeError):
+            problems.append(f"{path}: line {number} cannot be read; what comes before it is used")
+            return metrics
+    if not metrics:
+        problems.append(f"{path}: is missing or has no evaluation; the run is not in the curves")
+    return metrics
+
+
+def table_of(values, shape):
+    """{set: array [20, rollouts]} of finite numbers. Raises ValueError."""
+    found = {split: np.array(values[split], float) for split in SPLITS}
+    for split, array in found.items():
+        if array.ndim != 2 or len(array) != 20 or not array.size or not np.isfinite(array).all():
+            raise ValueError(f"20 x rollouts finite numbers are needed in each set, not those of {split}")
+        if shape and array.shape != shape[split].shape:
+            raise ValueError(f"not as many as returns in {split}")
+    return found
+
+
+def numbers(values, length):
+    """`values` as a list of `length` finite numbers, or of any length if that is None. Raises ValueError."""
+    found = np.array(values, float)
+    if found.ndim != 1 or not np.isfinite(found).all() or (length and len(found) != length):
+        raise ValueError(f"{length or 'some'} finite numbers are needed")
+    return found.tolist()
+
+
+def read_extras(run, results, problems):
+    """What only some methods have. A damaged part is named and left out."""
+    last = run.metrics[-1] if run.metrics else {}
+
+    def held_out():
+        contexts = [int(i) for i in numbers(results["held_out"], None)]
+        if not set(contexts) <= set(range(20)):
+            raise ValueError("contexts have the numbers 0 to 19")
+        return contexts
+
+    def prediction():
+        ahead = ("one_step", "twenty_step")
+        found = [numbers([last["prediction"][key][split] for split in SPLITS], 3) for key in ahead]
+        return dict(zip(ahead, (dict(zip(SPLITS, row, strict=True)) for row in found), strict=True))
+
+    readers = {
+        "diverged": (results, lambda: table_of(results["diverged"], run.returns)),
+        "held_out": (results, held_out),
+        "experts": (last, lambda: numbers(last["experts"], 20)),
+        "prediction": (last, prediction),
+    }
+    for name, (source, read) in readers.items():
+        if name not in source:
+            continue
+        try:
+            setattr(run, name, read())
+        except (ValueError, LookupError, TypeError) as error:
+            problems.append(f"{run.directory}: its {name} cannot be used ({type(error).__name__}: {error})")
+
+
+def read_run(directory, problems):
+    """The run in `directory`. Raises OSError, ValueError, LookupError, TypeError or AttributeError."""
+    config = json.loads((directory / "config.json").read_text())
+    finished = (directory / "results.json").exists()
+    results = json.loads((directory / "results.json").read_text()) if finished else {"args": config["args"]}
+    args = results["args"]
+    task = args["env_id"]
+    steps = int(args["total_timesteps"] or aib_envs.get_task(task).total_timesteps)
+    metrics = read_metrics(directory / "metrics.jsonl", problems)
+    run = Run(
+        directory=directory,
+        name=str(config.get("run")),
+        task=task,
+        method=str(config["method"]).replace("DMAstar", "DMA*"),
+        seed=int(args["seed"]),
+        steps=steps,
+        script=Path(config.get("script") or "").name,
+        args=args,
+        metrics=metrics,
+        returns=table_of(results["returns"], None) if finished else None,
+    )
+    contexts = {split: aib_envs.context_set(task, split) for split in SPLITS}
+    if finished and results["contexts"] != contexts:
+        raise ValueError("its contexts are not the benchmark's")
+    read_extras(run, results, problems)
+    return run
+
+
+def read_runs(directories):
+    """Finished runs, unfinished ones that have a curve, and a list of what cannot be used (str)."""
+    runs, problems = [], []
+    for directory in find_runs(directories, problems):
+        try:
+            runs.append(read_run(directory, problems))
+        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+            problems.append(f"{directory}: cannot be used ({type(error).__name__}: {error})")
+    tell_apart(runs, problems)
+    finished = newest([run for run in runs if run.returns], problems)
+    unfinished = [run for run in runs if run.returns is None and run.metrics]
+    return finished, sorted(unfinished, key=order), problems
+
+
+def order(run):
+    """Runs stand in the order of tasks, lengths, methods and seeds."""
+    return list(aib_envs.TASKS).index(run.task), run.steps, rank(run.method), run.seed
+
+
+def rank(method):
+    """A sort key: methods in the order of tools/methods.py, unknown ones after them by name."""
+    return LABELS.index(method) if method in LABELS else len(LABELS), method
+
+
+def settings(run):
+    """The flags that change what a run learns, and its script."""
+    return {name: value for name, value in run.args.items() if name not in FREE} | {"script": run.script}
+
+
+def script_defaults(script):
+    """The default of each flag of a script, for runs that were made before it had the flag; {} if that is unknown."""
+    with contextlib.suppress(Exception):  # it is not there any more, or broken
+        import aib_run  # here, for it imports PyTorch
+
+        return aib_run.plain(vars(aib_run.load_script(script).Args()))
+    return {}
+
+
+def tell_apart(runs, problems):
+    """Gives runs of a method with other flags a name that says so. A method's own flags are those that most of its runs
+    have; of two as frequent, those nearer to the script's defaults."""
+    text = lambda found: json.dumps(found, sort_keys=True)
+    for group in by_method(runs).values():
+        found = [settings(run) for run in group]
+        if len({text(one) for one in found}) == 1:
+            continue
+        defaults = {script: script_defaults(script) for script in {run.script for run in group}}
+        found = [defaults[one["script"]] | one for one in found]
+        found = [{name: value for name, value in one.items() if name not in FREE} for one in found]
+        counts = collections.Counter(map(text, found))
+
+        def usualness(one, counts=counts, defaults=defaults):
+            default = defaults[one["script"]]
+            return counts[text(one)], -sum(default.get(name) != value for name, value in one.items())
+
+        usual = max(found, key=usualness)
+        for run, one in zip(group, found, strict=True):
+            other = [f"{name} {value}" for name, value in one.items() if usual.get(name) != value]
+            if other:
+                run.method += f" ({', '.join(other)})"
+                problems.append(f"{run.directory}: is shown as {run.method}, for its flags differ from the other runs'")
+
+
+def newest(runs, problems):
+    """Of two finished runs of the same method, flags, seed and length, the one that began later."""
+    kept = {}
+    for run in sorted(runs, key=lambda run: run.name.rpartition("__")[2]):  # milliseconds
+        key = run.task, run.method, run.seed, run.steps
+        if key in kept:
+            problems.append(f"{kept[key].directory}: left out, {run.directory} is a newer run of the same")
+        kept[key] = run
+    return sorted(kept.values(), key=order)
+
+
+def by_method(runs):
+    """{method: its runs}, in the order of methods."""
+    methods = sorted({run.method for run in runs}, key=rank)
+    return {method: [run for run in runs if run.method == method] for method in methods}
+
+
+def tasks_of(runs):
+    """The tasks that have runs, in the benchmark's order."""
+    return [task for task in aib_envs.TASKS if any(run.task == task for run in runs)]
+
+
+def lengths(runs):
+    """The runs by task and length: {(task, steps): runs}."""
+    found = collections.defaultdict(list)
+    for run in sorted(runs, key=order):
+        found[run.task, run.steps].append(run)
+    return dict(found)
+
+
+def main_runs(runs, task):
+    """The runs of a task that have the length for which most methods have runs (of two such, the longer)."""
+    groups = [group for (name, _), group in lengths(runs).items() if name == task]
+    return max(groups, key=lambda group: (len(by_method(group)), group[0].steps), default=[])
+
+
+# ------------------------------------------------------- Numbers -----------------------------------------------------
+
+
+def aers(runs, split):
+    return np.array([run.aer(split) for run in runs])
+
+
+def cell(values, digits=1):
+    """Interquartile mean and interval, or the values themselves where they are too few for one."""
+    bounds = stats.interval([np.array(values)], stats.iqm)
+    if not bounds:
+        return ", ".join(f"{value:.{digits}f}" for value in values)
+    return f"{stats.iqm(values):.{digits}f} [{bounds[0]:.{digits}f}, {bounds[1]:.{digits}f}]"
+
+
+def with_interval(groups, statistic, digits=2, sign=""):
+    """The statistic of groups [seeds] of several tasks, and its interval where there are seeds enough."""
+    text = f"{float(statistic(*groups)):{sign}.{digits}f}"
+    if bounds := stats.interval(groups, statistic):
+        text += f" [{bounds[0]:{sign}.{digits}f}, {bounds[1]:{sign}.{digits}f}]"
+    return text
+
+
+def doing_nothing(task):
+    """What an action of 0 in every step earns: {set: [20]}, mean of 10 rollouts; None if nobody has measured it."""
+    return json.loads((RESULTS / "zero_action.json").read_text()).get(task)
+
+
+def task_table(runs, task):
+    """A row for each method and number of steps, and one for doing nothing."""
+    rows = []
+    published = PAPER["AER_aggregated_over_sets_v2"].get(task, {})
+    for (name, steps), group in lengths(runs).items():
+        if name != task:
+            continue
+        for method, own in by_method(group).items():
+            row = {"method": method, "steps": f"{steps:,}", "seeds": len(own)}
+            row |= {split: cell(aers(own, split)) for split in SETS}
+            row["better of the last two"] = cell([run.better("all sets") for run in own])
+            row |= extra_columns(own)
+            rows.append(row | ({"paper": published[method]} if method in published else {}))
+    if rows and (nothing := doing_nothing(task)):
+        means = {split: float(np.mean(values)) for split, values in nothing.items()}
+        means["all sets"] = float(np.mean(list(means.values())))
+        rows.append({"method": "doing nothing"} | {split: f"{mean:.1f}" for split, mean in means.items()})
+    return even(rows)
+
+
+def extra_columns(runs):
+    """What only some tasks or methods have, for the runs of a method on a task: {column: cell}."""
+    found = {}
+    if modes(runs[0].task):
+        shares = [run.worse_mode() for run in runs]
+        found["worse mode"] = ", ".join("-" if share is None else f"{100 * share:.0f} %" for share in shares)
+    if runs[0].task == "ODE":
+        shares, means = zip(*map(stuck, runs), strict=True)
+        found["stuck"] = ", ".join(f"{100 * share:.1f} %" for share in shares)
+        found["mean of the others"] = ", ".join(f"{mean:.0f}" for mean in means)
+    taught = [run for run in runs if run.experts]
+    if taught:
+        found["its experts, train"] = cell([np.mean(run.experts) for run in taught])
+    tested = [run for run in taught if run.held_out]
+    if tested:
+        found["held out"] = cell([run.returns["train"][run.held_out].mean() for run in tested])
+        found["its experts, held out"] = cell([np.array(run.experts)[run.held_out].mean() for run in tested])
+    planning = [run for run in runs if run.prediction]
+    for ahead, split in itertools.product(("one_step", "twenty_step"), SPLITS) if planning else ():
+        errors = [run.prediction[ahead][split] for run in planning]
+        found[f"{ahead.replace('_', ' ')}, {split}"] = ", ".join(f"{error:.2g}" for error in errors)
+    return found
+
+
+def even(rows):
+    """The rows, each with all columns that any of them has."""
+    columns = dict.fromkeys(itertools.chain.from_iterable(rows))
+    return [{name: row.get(name, "") for name in columns} for row in rows]
+
+
+def without_empty(rows, names):
+    """The rows without those columns of `names` that hold nothing."""
+    empty = {name for name in names if not any(row.get(name) for row in rows)}
+    return [{name: value for name, value in row.items() if name not in empty} for row in rows]
+
+
+def stuck(run):
+    """Shares of rollouts that are stuck, and the mean return of the others, over all sets of ODE."""
+    returns = np.concatenate([run.returns[split].ravel() for split in SPLITS])
+    free = returns > STUCK
+    return 1 - free.mean(), returns[free].mean() if free.any() else np.nan
+
+
+def diverged_table(runs):
+    """A row for each method and set with diverged simulations."""
+    rows = []
+    for (_, steps), group in lengths(runs).items():
+        for (method, own), split in itertools.product(by_method(group).items(), SPLITS):
+            known = [run.diverged[split] for run in own if run.diverged]
+            count = int(sum(part.sum() for part in known))
+            if count:
+                row = {"method": method, "steps": f"{steps:,}", "set": split, "diverged rollouts": count}
+                rows.append(row | {"of": sum(part.size for part in known)})
+    return rows
+
+
+def overview_table(runs):
+    """A row for each task and length: AER over all sets of the paper's methods and of those that are not in
+    tools/methods.py, beside the paper's AER of DMA*-SH."""
+    rows = []
+    methods = [method for method in by_method(runs) if method in MAIN or method not in LABELS]
+    for (task, steps), group in lengths(runs).items():
+        row = {"task": task, "steps": f"{steps:,}", "of the paper's": f"{100 * group[0].training():.0f} %"}
+        for method in methods:
+            own = [run for run in group if run.method == method]
+            row[method] = f"{stats.iqm(aers(own, 'all sets')):.0f} ({len(own)})" if own else ""
+        rows.append(row | {f"paper, {OURS}": PAPER["AER_aggregated_over_sets_v2"].get(task, {}).get(OURS, "")})
+    return rows
+
+
+def cost_table(runs):
+    """Hours of wall clock: a row for each task, a column for each method with its mean time for a run."""
+    rows = []
+    for (task, steps), group in lengths(runs).items():
+        hours = sum(run.hours() for run in group)
+        row = {"task": task, "steps": f"{steps:,}", "runs": len(group), "hours": f"{hours:.1f}"}
+        for method in by_method(runs):
+            times = [run.hours() for run in group if run.method == method]
+            row[f"{method}, a run"] = f"{np.mean(times):.2f}" if times else ""
+        rows.append(row)
+    total = sum(run.hours() for run in runs)
+    return [*rows, dict.fromkeys(rows[0], "") | {"task": "all", "runs": len(runs), "hours": f"{total:.1f}"}]
+
+
+# ------------------------------------------------------ Over tasks ---------------------------------------------------
+
+
+def of_kind(runs, kind):
+    """The runs on the benchmark's tasks of a kind, or of both ("all")."""
+    own = [run for run in runs if run.task in BENCHMARK]
+    return [run for run in own if kind == "all" or aib_envs.get_task(run.task).overlap == KINDS[kind]]
+
+
+def groups_of(runs, method, tasks, value):
+    """[array [seeds]] of `value(run)`, one for each task."""
+    return [np.array([value(run) for run in runs if (run.task, run.method) == (task, method)]) for task in tasks]
+
+
+def blocks(runs):
+    """What can be compared over tasks: (kind, runs, methods, tasks), where each of at least two tasks has a run of each
+    of at least two methods, all after the same share of their task's training."""
+    shares = sorted({run.training() for run in runs})
+    for share, kind in itertools.product(shares, [*KINDS, "all"]):
+        own = [run for run in of_kind(runs, kind) if run.training() == share]
+        if kind == "all" and len({aib_envs.get_task(run.task).overlap for run in own}) < 2:
+            continue  # the same as one of the kinds
+        have = {task: frozenset(run.method for run in own if run.task == task) for task in tasks_of(own)}
+        candidates = {a & b for a, b in itertools.product(have.values(), repeat=2)}
+        for methods in sorted(candidates, key=lambda methods: (-len(methods), sorted(methods))):
+            tasks = [task for task in have if methods <= have[task]]
+            larger = any(methods < other and all(other <= have[task] for task in tasks) for other in candidates)
+            if len(tasks) > 1 and len(methods) > 1 and not larger:
+                yield kind, own, sorted(methods, key=rank), tasks
+
+
+def aggregate_table(runs, kind, methods, tasks):
+    """A row for each method: scaled AER, as interquartile and as plain mean over tasks and seeds, and the paper's."""
+    rows = []
+    for method in methods:
+        row = {"method": method, "seeds": ", ".join(map(str, map(len, groups_of(runs, method, tasks, Run.training))))}
+        for split in ("all sets", "eval-out"):
+            groups = groups_of(runs, method, tasks, lambda run, split=split: run.scaled(split))
+            row[f"{split}: IQM"] = with_interval(groups, stats.pooled_iqm)
+            row[f"{split}: mean"] = with_interval(groups, stats.pooled_mean)
+            row[f"{split}: paper's IQM"] = paper_score(kind, method, split)
+        rows.append(row)
+    return without_empty(rows, [name for name in rows[0] if "paper" in name])
+
+
+def paper_score(kind, method, split):
+    columns = PAPER["normalised_IQM"]["columns"]
+    if method not in columns:
+        return ""
+    values = PAPER["normalised_IQM"][PAPER_SETS[split]][PAPER_KINDS[kind]]
+    return f"{values[columns.index(method)]:.2f}"
+
+
+# ------------------------------------------------------- Verdicts ----------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Claim:
+    """Method `one` earns more than `share` times what `other` earns."""
+
+    one: str
+    other: str
+    share: float = 1.0
+    kinds: tuple = tuple(KINDS)  # of tasks
+    words: str = ""
+
+    def __str__(self):
+        return self.words or f"{self.one} above {self.other}"
+
+
+# The orders that the paper finds. The shares of DR are ours.
+CLAIMS = [Claim(OURS, "DMA*"), Claim("DMA*", "DMA"), Claim(OURS, "DA"), Claim(OURS, "Concat")]
+CLAIMS += [Claim(OURS, "DR", 1 / 0.6, ("non-overlapping",), f"DR fails: below 0.6 of {OURS}")]
+CLAIMS += [Claim("DR", OURS, 0.8, ("overlapping",), f"DR does not fail: above 0.8 of {OURS}")]
+CLAIMS += [Claim(OURS, other) for other in ("DMA-Pearl", "DMA*-H", "DMA*-H-RLonly", "DMA-SH")]
+
+
+def all_claims(runs):
+    """The paper's claims, and each method that is not in tools/methods.py against every other one."""
+    methods = list(by_method(runs))
+    mine = [method for method in methods if method not in LABELS]
+    others = [method for method in methods if method not in mine]
+    pairs = [*itertools.product(mine, others), *itertools.combinations(mine, 2)]
+    return [*CLAIMS, *(Claim(one, other) for one, other in pairs)]
+
+
+def question(claim, runs, tasks, split):
+    """[(returns of `one`, scaled returns of `other`)] for `stats.verdicts`, of each task."""
+    one = groups_of(runs, claim.one, tasks, lambda run: run.aer(split))
+    other = groups_of(runs, claim.other, tasks, lambda run: claim.share * run.aer(split))
+    return list(zip(one, other, strict=True))
+
+
+def verdict_rows(rows, questions):
+    """Adds what the tests say to `rows`, which are asked together."""
+    small = lambda p: "" if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}"
+    for row, found in zip(rows, stats.verdicts(questions), strict=True):
+        row["P"] = f"{found['chance']:.2f}"
+        row["p"] = small(found["p"])
+        row[f"p, Holm of {found['asked']}"] = small(found["holm"])
+        row["verdict"] = found["verdict"]
+    return rows
+
+
+def task_claims(runs, task):
+    """A row for each claim, length and set of a task: AER of both methods, and what the test says."""
+    rows, questions = [], []
+    for (name, steps), group in lengths(runs).items():
+        for claim, split in itertools.product(all_claims(runs), ("all sets", "eval-out")):
+            if name != task or not claimed(claim, group, task):
+                continue
+            both = [[run for run in group if run.method == method] for method in (claim.one, claim.other)]
+            row = {"claim": str(claim), "steps": f"{steps:,}", "set": split}
+            row["seeds"] = "/".join(str(len(own)) for own in both)
+            row["AER"] = " and ".join(f"{stats.iqm(aers(own, split)):.1f}" for own in both)
+            rows.append(row)
+            questions.append(question(claim, group, [task], split))
+    return verdict_rows(rows, questions)
+
+
+def claimed(claim, runs, task):
+    """Is the claim about such a task, and are there runs of both methods?"""
+    methods = {run.method for run in runs if run.task == task}
+    kind = next(kind for kind, overlap in KINDS.items() if overlap == aib_envs.get_task(task).overlap)
+    return kind in claim.kinds and {claim.one, claim.other} <= methods
+
+
+def pooled_claims(runs):
+    """A row for each claim, kind of tasks, share of training and set, over the tasks that have both methods."""
+    rows, questions = [], []
+    shares = sorted({run.training() for run in runs})
+    for claim, kind, share in itertools.product(all_claims(runs), KINDS, shares):
+        own = [run for run in of_kind(runs, kind) if run.training() == share]
+        tasks = [task for task in tasks_of(own) if claimed(claim, own, task)]
+        if len(tasks) < 2:
+            continue
+        for split in ("all sets", "eval-out"):
+            rows.append(pooled_row(claim, kind, own, tasks, split))
+            questions.append(question(claim, own, tasks, split))
+    return verdict_rows(rows, questions)
+
+
+def pooled_row(claim, kind, runs, tasks, split):
+    """What `pooled_claims` says about one claim before it is tested: scaled AER of both methods, compared."""
+    one = groups_of(runs, claim.one, tasks, lambda run: run.scaled(split))
+    other = groups_of(runs, claim.other, tasks, lambda run: run.scaled(split))
+    return {
+        "claim": str(claim),
+        "kind": kind,
+        "training": f"{100 * runs[0].training():.0f} %",
+        "tasks": ", ".join(tasks),
+        "seeds": ", ".join(f"{len(x)}/{len(y)}" for x, y in zip(one, other, strict=True)),
+        "set": split,
+        "difference of IQM": with_interval([*one, *other], stats.difference(stats.pooled_iqm), sign="+"),
+        "of means": with_interval([*one, *other], stats.difference(stats.pooled_mean), sign="+"),
+    }
+
+
+# ------------------------------------------------------- Figures ------------------------------------------------------
+
+# Okabe and Ito's colours, which a colour-blind reader can tell apart, each with a line of its own.
+STYLE = {
+    "DR": ("#000000", "-"),
+    "Concat": ("#E69F00", "--"),
+    "DA": ("#56B4E9", (0, (8, 2))),
+    "DMA": ("#009E73", ":"),
+    "DMA-Pearl": ("#CC79A7", (0, (5, 1))),
+    "DMA*": ("#0072B2", (0, (3, 1, 1, 1))),
+    "DMA*-SH": ("#D55E00", "-"),
+}
+TOL = ["#882255", "#44AA99", "#999933", "#332288", "#AA4499", "#117733"]  # Paul Tol's, for all others
+MARKERS = "os^Dv*PX<>"
+
+
+def style(method):
+    """matplotlib's color and line style of a method, the same in every figure."""
+    if method in STYLE:
+        color, line = STYLE[method]
+    else:
+        index = LABELS.index(method) if method in LABELS else zlib.crc32(method.encode(errors="replace"))
+        color = TOL[index % len(TOL)]
+        line = ["--", ":", "-."][index // len(TOL) % 3]
+    return {"color": color, "linestyle": line}
+
+
+def panels(columns, titles, height=3.2, width=3.6, **options):
+    """A figure and its axes, `columns` in one row with a title each; width and height in inches, of one panel."""
+    size = (width * columns, height)
+    figure, axes = plt.subplots(1, columns, figsize=size, layout="constrained", squeeze=False, **options)
+    for axis, title in zip(axes[0], titles, strict=True):
+        axis.set_title(title)
+        axis.spines[["top", "right"]].set_visible(False)
+    return figure, axes[0]
+
+
+def legend(figure, axes):
+    """One legend below the figure, of all labels in `axes`, in as many columns as fit."""
+    found = {}
+    for axis in axes:
+        handles, labels = axis.get_legend_handles_labels()
+        found |= dict(zip(labels, handles, strict=True))
+    if found:
+        fit = int(figure.get_figwidth() / (0.09 * max(map(len, found)) + 0.8))  # inches for a letter, for a line
+        columns = max(min(len(found), fit), 1)
+        figure.legend(found.values(), found.keys(), loc="outside lower center", ncol=columns, frameon=False)
+
+
+def say(axis, reason):
+    """Writes into an empty panel why it is empty."""
+    axis.text(0.5, 0.5, reason, transform=axis.transAxes, ha="center", va="center", color="#666666", wrap=True)
+
+
+def draw_curve(axis, runs, value, label):
+    """A line for the interquartile mean over runs of `value(line of metrics)`, at the steps that all have, and a band:
+    the interval from three runs on, the range of two."""
+    curves = [{line["global_step"]: value(line) for line in run.metrics} for run in runs if run.metrics]
+    steps = sorted(set.intersection(*map(set, curves))) if curves else []
+    if not steps:
+        return
+    values = np.array([[curve[step] for step in steps] for curve in curves])
+    low, high = stats.interval([values], stats.iqm, axis=0) or (values.min(0), values.max(0))
+    thousands = np.array(steps) / 1000
+    look = style(runs[0].method)
+    if runs[0].returns is None:
+        look |= {"linewidth": 0.7, "alpha": 0.7}
+    axis.plot(thousands, stats.iqm(values, axis=0), label=label, **look)
+    axis.fill_between(thousands, low, high, color=look["color"], alpha=0.15, linewidth=0)
+
+
+def learning_curves(runs, unfinished, task):
+    """AER over vector steps, a panel for each set, a line for each method and length; the shadow gradient, where it has
+    been logged, in a fourth panel."""
+    own = [run for run in [*runs, *unfinished] if run.task == task]
+    logged = [run for run in own if run.metrics and all("shadow_gradient" in line for line in run.metrics)]
+    titles = [*SPLITS, *(["shadow gradient norm"] if logged else [])]
+    figure, axes = panels(len(titles), titles)
+    figure.suptitle(task)
+    for (_, steps), group in lengths([run for run in own if run.returns]).items():
+        for method, members in by_method(group).items():
+            several = len({run.steps for run in runs if (run.task, run.method) == (task, method)}) > 1
+            label = f"{method}, {steps:,} steps" if several else method
+            for axis, split in zip(axes, SPLITS, strict=False):
+                draw_curve(axis, members, lambda line, split=split: line["aer"][split], label)
+            shadow = [run for run in members if run in logged]
+            if shadow:
+                draw_curve(axes[3], shadow, lambda line: line["shadow_gradient"], label)
+    for run in own:
+        if run.returns is None:
+            for axis, split in zip(axes, SPLITS, strict=False):
+                draw_curve(axis, [run], lambda line, split=split: line["aer"][split], f"{run.method}, unfinished")
+    top = max(axis.get_ylim()[1] for axis in axes[:3])
+    for axis in axes[:3]:
+        axis.set_ylim(top=top)
+    axes[0].set_ylabel("AER")
+    if logged:
+        axes[3].set_yscale("log")
+    for axis in axes:
+        axis.set_xlabel("vector steps (thousands)")
+        if not axis.lines:
+            say(axis, "no run has a metrics.jsonl")
+    legend(figure, axes)
+    return figure
+
+
+def context_figure(runs, task):
+    """Return in every context of the three sets, mean over seeds. With a binary dimension: a panel for each mode, a
+    curve for each method over the continuous dimension. With two continuous ones: a panel for each, points."""
+    dimensions = aib_envs.get_task(task).dimensions
+    continuous = [dimension for dimension in dimensions if dimension.inner][:2]
+    binary = modes(task)
+    if binary:
+        shown = [(continuous[0], value) for value in binary.values]
+        titles = [f"{binary.key} {value}" for value in binary.values]
+    else:
+        shown = [(dimension, None) for dimension in continuous]
+        titles = [dimension.key for dimension in continuous]
+    groups = by_method(main_runs(runs, task))
+    returns = {method: mean_in_contexts(own) for method, own in groups.items()}
+    if nothing := doing_nothing(task):
+        returns = {"doing nothing": nothing} | returns
+    figure, axes = panels(len(shown), titles, sharey=True, width=4.5)
+    figure.suptitle(task)
+    for axis, (dimension, value) in zip(axes, shown, strict=True):
+        axis.axvspan(*dimension.inner, color="#EEEEEE", linewidth=0, label="training range")
+        axis.set_xlabel(dimension.key)
+        for method, found in returns.items():
+            points = []
+            for split in SPLITS:
+                pairs = zip(aib_envs.context_set(task, split), found[split], strict=True)
+                points += [(c[dimension.key], r) for c, r in pairs if value is None or c[binary.key] == value]
+            look = {"color": "#999999", "linestyle": "-", "marker": "."}
+            if method in groups:
+                look = style(method) | {"marker": MARKERS[rank(method)[0] % len(MARKERS)]}
+            if value is None:
+                look |= {"linestyle": "", "fillstyle": "none"}
+            axis.plot(*np.array(sorted(points)).T, label=method, markersize=3, linewidth=1.2, **look)
+    axes[0].set_ylabel("return")
+    legend(figure, axes)
+    return figure
+
+
+def mean_in_contexts(runs):
+    """{set: [20]}: return in each context, mean over rollouts and seeds."""
+    return {split: np.mean([run.returns[split].mean(1) for run in runs], axis=0) for split in SPLITS}
+
+
+# ------------------------------------------------------- The page ----------------------------------------------------
+
+ABOUT = """AER: average episodic return over the 20 contexts of a set and the rollouts of the last evaluation. A cell
+holds the interquartile mean over seeds and its 95 % bootstrap interval; of fewer than three seeds, their own values.
+(Of three or four seeds the interval is their range, and covers less than 95 %.) Steps are vector steps, one in each of
+the 20 training contexts. *Better of the last two*: the higher of the last two evaluations, each set separately, over
+all sets; this is what the authors' code reports. *Worse mode*: for each seed, the return in training contexts with one
+sort of actuators, in percent of that with the other sort (-: next to nothing in both). *Stuck* (ODE): the share of
+rollouts that end with 60 of 200 or less. *One step*, *twenty step*: mean squared prediction errors in episodes of
+random actions, of normalised differences and of standardised states.
+"""
+ABOUT_OVER_TASKS = """AER divided by the bounds of the task's returns. Each table names its tasks: all that have runs of
+all its methods, after the same share of the task's training. Every task has the same weight. IQM is the interquartile
+mean over tasks and seeds, as in the paper: it leaves out the worst and the best quarter, which of four tasks is about
+one task each, and not the same one for every method. The plain mean counts everything. The paper's numbers are of all
+its tasks of the kind. Intervals are shown from three seeds a task on.
+"""
+ABOUT_VERDICTS = """P: the share of pairs of runs, one of each method, of which the claim is true, averaged over tasks.
+p: if the two methods were the same, the share of all ways to deal out the runs to them that give such a P or more
+(exact, one-sided; for one task Mann and Whitney's test). *Holm of 8*: p corrected for the 8 questions of this table,
+which are those that so many seeds can decide at all. A claim *holds* if that is at most 0.05, and *does not hold* if
+that is so of the opposite claim; *alone* is what p says without the correction. Three seeds against three reach
+p = 0.05 at best, so a single task needs about five to decide.
+"""
+
+
+def markdown(rows):
+    """A table of `rows`, dicts with the same keys, in Markdown."""
+    if not rows:
+        return ""
+    escape = lambda x: str(x).replace("*", "\\*").replace("|", "\\|")
+    lines = [list(rows[0]), ["---"] * len(rows[0]), *(list(row.values()) for row in rows)]
+    return "\n".join("| " + " | ".join(map(escape, line)) + " |" for line in lines) + "\n"
+
+
+def csv_text(rows):
+    file = io.StringIO()
+    writer = csv.DictWriter(file, list(rows[0]))
+    writer.writeheader()
+    writer.writerows(rows)
+    return file.getvalue()
+
+
+def tidy(runs):
+    """Rows for runs.csv: one number a cell, a row for each run and set."""
+    rows = []
+    for run, split in itertools.product(runs, SETS):
+        row = {"task": run.task, "method": run.method, "seed": run.seed, "steps": run.steps, "set": split}
+        row |= {"AER": run.aer(split), "better of the last two": run.better(split)}
+        parts = [run.diverged[one] for one in SPLITS if split in (one, "all sets")] if run.diverged else []
+        row["diverged rollouts"] = int(sum(part.sum() for part in parts)) if parts else ""
+        rows.append(row | {"run": str(run.directory)})
+    return rows
+
+
+class Page:
+    """Sections of Markdown in order, the tables that stand in them, and where figures go."""
+
+    def __init__(self, figures, link, kinds=("png", "svg")):
+        self.figures, self.link, self.kinds = figures, link, kinds
+        self.sections = {}  # {heading: [paragraphs]}
+        self.tables = {}  # {name: rows}
+        figures.mkdir(parents=True, exist_ok=True)
+
+    def text(self, heading, text):
+        self.sections.setdefault(heading, []).append(text)
+
+    def table(self, heading, name, rows):
+        if rows:
+            self.tables[name] = rows
+            self.text(heading, markdown(rows))
+
+    def figure(self, heading, name, figure, alt):
+        for kind in self.kinds:
+            figure.savefig(self.figures / f"{name}.{kind}", dpi=100)
+        plt.close(figure)
+        self.text(heading, f"![{alt}]({self.link}/{name}.png)\n")
+
+    def render(self, title):
+        lines = [f"# {title}\n"]
+        for heading, parts in self.sections.items():
+            lines += [f"## {heading}\n", *parts]
+        return "\n".join(lines)
+
+
+def add_verdicts(page, heading, name, rows):
+    """The table of what can be decided, and a line for what cannot."""
+    few = [row for row in rows if row["verdict"] == "too few seeds"]
+    page.table(heading, name, [row for row in rows if row not in few])
+    if few:
+        claims = "; ".join(dict.fromkeys(f"{row['claim']} ({row['seeds']})" for row in few))
+        page.text(heading, f"Too few seeds to decide: {claims}.\n".replace("*", "\\*"))
+
+
+def add_task(page, runs, unfinished, task):
+    """The section of one task."""
+    own = [run for run in runs if run.task == task]
+    page.table(task, task, task_table(own, task))
+    page.table(task, f"{task}_diverged", diverged_table(own))
+    page.figure(task, f"{task}_curves", learning_curves(own, unfinished, task), f"Learning curves on {task}")
+    add_verdicts(page, task, f"{task}_verdicts", task_claims(own, task))
+
+
+def add_over_tasks(page, runs):
+    """Scores and verdicts over several tasks, if there are several."""
+    heading = "Over tasks"
+    for number, (kind, own, methods, tasks) in enumerate(blocks(runs), 1):
+        if number == 1:
+            page.text(heading, ABOUT_OVER_TASKS)
+        share = 100 * own[0].training()
+        name = {"all": "Overlapping and not"}.get(kind, kind.capitalize())
+        page.text(heading, f"**{name}, after {share:.0f} % of the training: {', '.join(tasks)}.**\n")
+        page.table(heading, f"over_tasks_{number}", aggregate_table(own, kind, methods, tasks))
+    add_verdicts(page, "Verdicts over tasks", "verdicts", pooled_claims(runs))
+
+
+def add_notes(page, runs, unfinished, problems):
+    """What is not in the tables, and why."""
+    lines = []
+    for run in unfinished:
+        last = run.metrics[-1]
+        aer = ", ".join(f"{split} {last['aer'][split]:.1f}" for split in SPLITS)
+        where = f"{run.task}, {run.method}, seed {run.seed}, in {run.directory}"
+        progress = f"step {last['global_step']:,} of {run.steps:,}, AER {aer}"
+        lines.append(f"Unfinished, in the curves only: {where}: {progress}")
+    unknown = sum(run.diverged is None for run in runs)
+    if unknown:
+        lines.append(f"{unknown} of {len(runs)} runs do not say whether simulations diverged (they are older).")
+    lines += problems
+    if lines:
+        page.text("Notes", "".join(f"- {line}\n" for line in lines).replace(f"{ROOT}/", "").replace("*", "\\*"))
+
+
+def report(directories, out):
+    """Everything that `python tools/report.py runs/` writes."""
+    runs, unfinished, problems = read_runs(directories)
+    if not runs and not unfinished:
+        fail(f"no runs, nothing is written ({'; '.join(problems)})")
+    if left := sorted({run.task for run in runs} - set(BENCHMARK)):
+        problems.append(f"{', '.join(left)}: not in what is said over tasks, which is of the benchmark's 13")
+    page = Page(out / "figures", "figures")
+    page.text("Overview", f"{len(runs)} finished runs of {len(tasks_of(runs))} tasks; {len(unfinished)} unfinished.\n")
+    page.table("Overview", "overview", overview_table(runs))
+    page.text("Overview", ABOUT + "\n" + ABOUT_VERDICTS)
+    for task in tasks_of([*runs, *unfinished]):
+        add_task(page, runs, unfinished, task)
+        if main_runs(runs, task):
+            page.figure(task, f"{task}_contexts", context_figure(runs, task), f"Return in each context of {task}")
+    add_over_tasks(page, runs)
+    if runs:
+        page.table("Hours", "hours", cost_table(runs))
+    add_notes(page, runs, unfinished, problems)
+    for name, rows in page.tables.items():
+        write(out / "tables" / f"{name}.csv", csv_text(rows))
+    if runs:
+        write(out / "runs.csv", csv_text(tidy(runs)))
+    write(out / "report.md", page.render("Report") + "\n")
+    tell(problems)
+    print(f"{len(runs)} finished runs, {len(unfinished)} unfinished: {out / 'report.md'}")
+
+
+def tell(problems):
+    for problem in problems:
+        print(problem.encode(errors="backslashreplace").decode(), file=sys.stderr)
+
+
+# ------------------------------------------------------- Collecting ---------------------------------------------------
+
+
+def identity(config):
+    """What two copies of the same run have in common."""
+    args = {name: value for name, value in config["args"].items() if name not in FREE - {"seed", "env_id"}}
+    return config.get("run"), config.get("script"), config["method"], args
+
+
+def place(directory, name, config):
+    """Where the copy of a run goes: over an older copy of it, and never over another run."""
+    for number in itertools.count(1):
+        path = directory / (name if number == 1 else f"{name}-{number}")
+        if not (path / "config.json").exists():
+            return path
+        if identity(json.loads((path / "config.json").read_text())) == identity(config):
+            return path
+
+
+def collect(directories, target):
+    """Copies of the finished runs that are small enough for a repository: no weights, no returns of single contexts
+    before the last evaluation, returns to three decimals, no paths of the machine."""
+    runs, _, problems = read_runs(directories)
+    if not runs:
+        fail(f"no finished runs, nothing is written ({'; '.join(problems)})")
+    if any(target.resolve() in run.directory.resolve().parents for run in runs):
+        fail(f"--collect takes a directory for copies, not that of the runs; got {target}")
+    for run in runs:
+        config, results = (json.loads((run.directory / f"{name}.json").read_text()) for name in ("config", "results"))
+        for file in (config, results):
+            for name in ("run_dir", "dataset", "resume", "eval_only"):
+                file["args"].pop(name, None)
+        results["returns"] = {split: run.returns[split].round(3).tolist() for split in SPLITS}
+        if run.diverged:
+            results["diverged"] = {split: run.diverged[split].astype(int).tolist() for split in SPLITS}
+        kept = [{name: value for name, value in line.items() if name != "returns"} for line in run.metrics]
+        copy_of = place(target, run.directory.name, config)
+        write(copy_of / "config.json", json.dumps(config, indent=1))
+        write(copy_of / "results.json", json.dumps(results) + "\n")
+        write(copy_of / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in kept))
+    tell(problems)
+    print(f"{len(runs)} runs: {target}")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.error = fail
+    parser.add_argument("runs", nargs="*", type=Path, default=[Path("runs")], help="directories of runs, at any depth")
+    parser.add_argument("--out", type=Path, default=Path("report"), help="where the report is written")
+    parser.add_argument("--collect", type=Path, help="a directory for small copies, in place of a report")
+    args = parser.parse_args()
+    try:
+        if args.collect:
+            collect(args.runs, args.collect)
+        else:
+            report(args.runs, args.out)
+    except OSError as error:
+        fail(error)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,405 @@
+"""Makes RESULTS.md and results/figures from what is in results/.
+
+    python tools/report.py --collect results/runs runs/    puts finished runs into results/
+    python tools/results_page.py                           RESULTS.md, and the table in README.md
+    python tools/results_page.py --agents runs/            the same, after agents that are new have been rolled out
+
+The page is tools/report.py's report on results/runs, with more sections, and with the paragraphs of results/text.md
+under its headings. Numbers in text.md are placeholders such as {aer DI, DMA*-SH, eval-out}, see `Values`; and comments
+such as <!-- check: {aer DI, DMA*} < {aer DI, DMA*-SH} --> tell when words are no longer true, see `check`.
+"""
+
+import argparse
+import itertools
+import json
+import re
+import sys
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+
+import aib_envs
+import report
+import stats
+from report import OURS, RESULTS, ROOT, SPLITS
+
+RELATIVES = {"HyperZero": "hyperzero.py", "HyperDynamics": "hyperdynamics.py"}
+SHOWN = "DR", OURS  # whose paths on DI are drawn
+LESS = "better of the last two", "worse mode"  # columns that are not for relatives
+
+
+# --------------------------------------------- Numbers in hand-written text -----------------------------------------
+
+
+def listed(words):
+    """a, b and c"""
+    *first, last = words
+    return f"{', '.join(first)} and {last}" if first else last
+
+
+class Values:
+    """What the placeholders of results/text.md stand for. Each method is one: {name argument, argument, ...}. Numbers
+    of a task are of the length for which most methods have runs."""
+
+    def __init__(self, runs, relatives=()):
+        self.all = runs
+        self.relatives = relatives
+
+    def own(self, task, method):
+        runs = [*report.main_runs(self.all, task), *(run for run in self.relatives if run.task == task)]
+        runs = [run for run in runs if not run.held_out]
+        found = [run for run in runs if run.method == method]
+        if not found:
+            raise LookupError(f"no run of {method} on {task}")
+        return found
+
+    def aer(self, task, method, split="all sets"):
+        return f"{stats.iqm(report.aers(self.own(task, method), split)):.0f}"
+
+    def seeds(self, task, method, split="all sets"):
+        """Of each seed."""
+        return listed([f"{run.aer(split):.0f}" for run in self.own(task, method)])
+
+    def better(self, task, method):
+        """The better of the last two evaluations, all sets."""
+        return f"{stats.iqm([run.better('all sets') for run in self.own(task, method)]):.0f}"
+
+    def steps(self, task):
+        return f"{report.main_runs(self.all, task)[0].steps:,}"
+
+    def nothing(self, task, split="all sets"):
+        """What doing nothing earns."""
+        found = report.doing_nothing(task)
+        return f"{np.mean([found[one] for one in (SPLITS if split == 'all sets' else [split])]):.0f}"
+
+    def paper(self, task, method):
+        return str(report.PAPER["AER_aggregated_over_sets_v2"][task][method])
+
+    def block(self, kind):
+        """The first comparison over tasks of a kind: the one with most methods."""
+        return next(block for block in report.blocks(self.all) if block[0] == kind)
+
+    def tasks(self, kind):
+        return listed(self.block(kind)[3])
+
+    def pooled(self, kind, method, split, statistic):
+        _, runs, _, tasks = self.block(kind)
+        groups = report.groups_of(runs, method, tasks, lambda run: run.scaled(split))
+        return f"{float(statistic(*groups)):.2f}"
+
+    def score(self, kind, method, split="all sets"):
+        """Scaled AER, interquartile mean over tasks and seeds."""
+        return self.pooled(kind, method, split, stats.pooled_iqm)
+
+    def mean(self, kind, method, split="all sets"):
+        """The same, as plain mean."""
+        return self.pooled(kind, method, split, stats.pooled_mean)
+
+    def paper_score(self, kind, method, split="all sets"):
+        return report.paper_score(kind, method, split)
+
+    def claim(self, one, other, where, split="all sets"):
+        """The row of a table of verdicts; `where`: a task, or a kind of tasks."""
+        rows = report.pooled_claims(self.all) if where in report.KINDS else report.task_claims(self.all, where)
+        found = {(row["claim"], row.get("kind", where), row["set"]): row for row in rows}
+        name = next(str(claim) for claim in report.all_claims(self.all) if (claim.one, claim.other) == (one, other))
+        return found[name, where, split]
+
+    def verdict(self, *claim):
+        return self.claim(*claim)["verdict"]
+
+    def p(self, *claim):
+        """The p-value without correction."""
+        return self.claim(*claim)["p"]
+
+    def holm(self, *claim):
+        """The corrected p-value, and how many questions were asked."""
+        row = self.claim(*claim)
+        name = next(name for name in row if name.startswith("p, Holm"))
+        return f"{row[name]}, one of {name.removeprefix('p, Holm of ')} questions"
+
+    def stuck(self, method):
+        """Shares of stuck rollouts on ODE, in percent, of each seed."""
+        return listed([f"{100 * report.stuck(run)[0]:.0f}" for run in self.own("ODE", method)])
+
+    def unstuck(self, method):
+        """Mean return of the other rollouts on ODE, of each seed."""
+        return listed([f"{report.stuck(run)[1]:.0f}" for run in self.own("ODE", method)])
+
+    def one_mode(self, task, method):
+        """In how many runs the worse mode earns less than half of the better one."""
+        shares = [run.worse_mode() for run in self.own(task, method)]
+        return f"{sum(share is not None and share < 0.5 for share in shares)} of {len(shares)}"
+
+    def back(self, task, method, kind="change"):
+        """After how many steps the reward is back at 90 %, of each seed, after a change or a foreign window."""
+        import report_agents
+
+        rows = [report_agents.recovery_rows(task, "", adaptation_of(run)[0]) for run in self.own(task, method)]
+        return listed([str(kinds[("change", "foreign").index(kind)]["steps to 90 %"]) for kinds in rows])
+
+    def lost(self, task, method, kind="change"):
+        """What share of the reward the same costs at worst, in percent, of each seed."""
+        import report_agents
+
+        rows = [report_agents.recovery_rows(task, "", adaptation_of(run)[0]) for run in self.own(task, method)]
+        rows = [kinds[("change", "foreign").index(kind)] for kinds in rows]
+        return listed([f"{100 - 100 * float(row['lowest after']) / float(row['reward before']):.0f}" for row in rows])
+
+    def hours(self, *where):
+        """Of all runs, or of one run on average: {hours task, method}."""
+        if where:
+            return f"{np.mean([run.hours() for run in self.own(*where)]):.1f}"
+        return f"{sum(run.hours() for run in self.all):.0f}"
+
+    def hours_of_relatives(self):
+        return f"{sum(run.hours() for run in self.relatives):.0f}"
+
+    def runs(self):
+        return str(len(self.all))
+
+    def count(self):
+        """Of tasks."""
+        return str(len(report.tasks_of(self.all)))
+
+
+def fill(text, values):
+    """`text` with its placeholders filled. Raises LookupError, which names it, for one that stands for nothing."""
+
+    def replace(match):
+        name, _, arguments = match[1].partition(" ")
+        try:
+            found = getattr(values, name)(*[word.strip() for word in arguments.split(",") if word.strip()])
+        except (AttributeError, LookupError, StopIteration, TypeError) as error:
+            raise LookupError(f"results/text.md: {match[0]} stands for nothing ({error})") from error
+        return found
+
+    return re.sub(r"\{([^{}]+)\}", replace, text).replace("DMA*", "DMA\\*")
+
+
+def check(text, problems):
+    """`text` without its comments <!-- check: 3 < 4.5 < 7 and 8 -->, which keep the words around them honest: all
+    numbers left of a < must be below all right of it. (= compares words.) One that is no longer true is named."""
+
+    def judge(match):
+        sides = re.split(" < | = ", match[1])
+        if " = " in match[1]:
+            true = len(set(sides)) == 1
+        else:
+            sides = [[float(number.replace(",", "")) for number in re.findall(r"-?[\d.,]*\d", side)] for side in sides]
+            true = all(max(low) < min(high) for low, high in itertools.pairwise(sides))
+        if not true:
+            problems.append(f"results/text.md: no longer true: {match[1]}")
+        return ""
+
+    return re.sub(r"<!-- check: (.+?) -->\n?", judge, text, flags=re.DOTALL)
+
+
+def paragraphs(text):
+    """{heading: what stands below it}; "" is the key of what comes before the first heading."""
+    parts = re.split(r"^## (.+)\n", text, flags=re.MULTILINE)
+    found = {"": parts[0], **dict(zip(parts[1::2], parts[2::2], strict=True))}
+    return {heading: part.strip() + "\n" for heading, part in found.items()}
+
+
+# -------------------------------------------------- Adaptation of agents --------------------------------------------
+
+
+def roll_out(runs, directories):
+    """Rolls the agents in `directories` out that have not been yet, or have been trained on since: the runs' files
+    adaptation.json, and results/paths.json."""
+    import report_agents  # needs PyTorch
+
+    found = [path for path in report.find_runs(directories, []) if (path / "agent.pt").exists()]
+    agents = {json.loads((path / "config.json").read_text())["run"]: path for path in found}
+    rounded = lambda part: {kind: np.round(x, 3).tolist() for kind, x in part.items()}
+    for run in runs:
+        known = adaptation_of(run)
+        if not report.modes(run.task) or run.name not in agents or known:
+            continue
+        print(f"{run.name}: rolls out its agent", file=sys.stderr)
+        trained = report_agents.load(agents[run.name])
+        rewards, moved = report_agents.adaptation(trained)
+        rewards.pop("modes")
+        found = {"steps": run.steps, "rewards": rounded(rewards), "moved": rounded(moved)}
+        report.write(run.directory / "adaptation.json", json.dumps(found) + "\n")
+    shown = [median_run([run for run in report.main_runs(runs, "DI") if run.method == method]) for method in SHOWN]
+    names = [run.name for run in shown if run]
+    path = RESULTS / "paths.json"
+    if path.exists() and json.loads(path.read_text())["runs"] == names:
+        return
+    if names and set(names) <= set(agents):
+        found = report_agents.paths([report_agents.load(agents[name]) for name in names], "DI")
+        drawn = {method: points.round(3).tolist() for method, points in found.items()}
+        report.write(path, json.dumps({"runs": names, "paths": drawn}) + "\n")
+    else:
+        print(f"the paths on DI stay as they were: not all of {', '.join(names)} are there", file=sys.stderr)
+
+
+def median_run(runs):
+    """The run with the median training return, of an even number the lower one; None of none."""
+    ranked = sorted(runs, key=lambda run: run.aer("train"))
+    return ranked[(len(ranked) - 1) // 2] if ranked else None
+
+
+def adaptation_of(run):
+    """(rewards, moved) of a run's adaptation.json, as report_agents.adaptation gives them; None if there is none of its
+    length."""
+    path = run.directory / "adaptation.json"
+    found = json.loads(path.read_text()) if path.exists() else {}
+    if found.get("steps") != run.steps:
+        return None
+    as_arrays = lambda part: {kind: np.array(x) for kind, x in part.items()}
+    rewards = as_arrays(found["rewards"])
+    rewards["modes"] = np.array(run.mode_returns()) / aib_envs.get_task(run.task).steps
+    return rewards, as_arrays(found["moved"])
+
+
+def adaptation_table(runs):
+    """A row for each task and method; what the runs of a method have found stands in the order of their seeds."""
+    import report_agents
+
+    rows = []
+    for (task, steps), group in report.lengths(runs).items():
+        for method, own in report.by_method([run for run in group if adaptation_of(run)]).items():
+            found = [report_agents.recovery_rows(task, "", adaptation_of(run)[0]) for run in own]
+            row = {"task": task, "method": method, "steps": f"{steps:,}"}
+            row["seeds"] = ", ".join(str(run.seed) for run in own)
+            row["reward before"] = ", ".join(kinds[0]["reward before"] for kinds in found)
+            for place, name in enumerate(("change", "foreign window")):
+                kinds = [kinds[place] for kinds in found if len(kinds) > place]
+                row[f"lowest after {name}"] = ", ".join(kind["lowest after"] for kind in kinds)
+                row[f"steps to 90 % after {name}"] = ", ".join(str(kind["steps to 90 %"]) for kind in kinds)
+            rows.append(row)
+    return rows
+
+
+def add_adaptation(page, runs):
+    import report_agents
+
+    heading = "Adaptation inside an episode"
+    page.text(heading, "")
+    page.table(heading, "adaptation", adaptation_table(runs))
+    for task in report.tasks_of(runs):
+        found = [(run, adaptation_of(run)) for run in report.main_runs(runs, task)]
+        results = [(run.method, *both) for run, both in found if both]
+        if results:
+            figure = report_agents.adaptation_figure(results, task)
+            page.figure(heading, f"{task}_adaptation", figure, f"Reward and embedding on {task} after a change")
+    if (RESULTS / "paths.json").exists():
+        drawn = json.loads((RESULTS / "paths.json").read_text())["paths"]
+        page.figure(heading, "DI_paths", report_agents.paths_figure(drawn, "DI"), "Paths on DI, DR and DMA*-SH")
+
+
+# ------------------------------------------------------- The page ----------------------------------------------------
+
+
+def read_results():
+    """Runs, relatives, held-out runs, failed runs and what cannot be used."""
+    runs, _, problems = report.read_runs([RESULTS / "runs"])
+    relatives = []
+    for task in aib_envs.TASKS:  # one by one, for their flags depend on it
+        paths = sorted((RESULTS / "relatives").glob(f"{task}__*"))
+        found, _, more = report.read_runs(paths)
+        relatives += found
+        problems += more
+    held_out, _, more = report.read_runs([RESULTS / "held_out"])
+    _, failed, rest = report.read_runs([RESULTS / "failed"])
+    return runs, relatives, held_out, failed, [*problems, *more, *rest]
+
+
+def add_relatives(page, relatives, held_out):
+    for heading, script in RELATIVES.items():
+        own = [run for run in relatives if run.script == script]
+        page.text(heading, "")
+        for task in report.tasks_of(own):
+            mine = [run for run in own if run.task == task]
+            page.text(heading, f"**{task}**\n")
+            page.table(heading, f"{task}_{heading}", without(report.task_table(mine, task), LESS))
+            name = f"{task}_{heading.lower()}"
+            page.figure(heading, name, report.context_figure(mine, task), f"Return in each context of {task}")
+        if heading == "HyperZero" and held_out:
+            page.text(heading, "**Contexts whose experts stage 2 has not seen** (DI, `--held-out 0.15`)\n")
+            page.table(heading, "held_out", without(report.task_table(held_out, "DI")[:-1], LESS))
+
+
+def without(rows, names):
+    return [{name: value for name, value in row.items() if name not in names} for row in rows]
+
+
+def benchmark_table(runs):
+    """README's: a row for each task, with the paper's AER of DMA*-SH over all sets, ours, and the hours of a run."""
+    rows = []
+    for name in report.BENCHMARK:
+        task = aib_envs.get_task(name)
+        own = [run for run in report.main_runs(runs, name) if run.method == OURS]
+        row = {"task": name, "what differs between episodes": ", ".join(d.key for d in task.dimensions)}
+        row["paper's steps"] = f"{task.total_timesteps:,}"
+        row["paper"] = report.PAPER["AER_aggregated_over_sets_v2"].get(name, {}).get(OURS, "")
+        row["ours"] = row["ours, steps"] = row["hours"] = ""
+        if own:
+            row["ours"] = f"{stats.iqm(report.aers(own, 'all sets')):.0f}"
+            row["ours, steps"] = f"{own[0].steps:,}"
+            row["hours"] = f"{np.mean([run.hours() for run in own]):.1f}"
+        rows.append(row)
+    return rows
+
+
+def make_page(runs, relatives, held_out, failed, problems, figures):
+    """The page without the paragraphs."""
+    page = report.Page(figures, "results/figures", kinds=("png",))
+    page.table("At a glance", "overview", report.overview_table(runs))
+    page.text("At a glance", "All sets together, interquartile mean over seeds (number of seeds).\n")
+    report.add_over_tasks(page, runs)
+    for task in report.tasks_of(runs):
+        report.add_task(page, runs, failed, task)
+    page.text("What differs from the paper", "")
+    add_adaptation(page, runs)
+    add_relatives(page, relatives, held_out)
+    page.table("Hours", "hours", report.cost_table(runs))
+    page.text("How to read the tables", report.ABOUT + "\n" + report.ABOUT_VERDICTS)
+    report.add_notes(page, runs, failed, problems)
+    return page
+
+
+def with_text(page, text, values, problems):
+    """The page as Markdown, with the paragraphs of `text` under its headings."""
+    written = {heading: check(fill(part, values), problems) for heading, part in paragraphs(text).items()}
+    if unknown := set(written) - {"", *page.sections}:
+        raise LookupError(f"results/text.md: RESULTS.md has no heading {', '.join(sorted(unknown))}")
+    lines = ["<!-- Made by tools/results_page.py. Write in results/text.md. -->\n", "# Results\n", written[""]]
+    for heading, parts in page.sections.items():
+        lines += [f"## {heading}\n", written.get(heading, ""), *parts]
+    return "\n".join(line for line in lines if line) + "\n"
+
+
+def fill_readme(readme, rows):
+    """README.md with its table between the marks <!-- benchmark --> and <!-- end -->, if it has them."""
+    pattern = r"(<!-- benchmark -->\n).*?(<!-- end -->)"
+    return re.sub(pattern, lambda match: match[1] + report.markdown(rows) + match[2], readme, flags=re.DOTALL)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.error = report.fail
+    parser.add_argument("--agents", type=Path, nargs="+", default=[], help="directories of runs with their agent.pt")
+    args = parser.parse_args()
+    try:
+        runs, relatives, held_out, failed, problems = read_results()
+        if args.agents:
+            roll_out(runs, args.agents)
+        page = make_page(runs, relatives, held_out, failed, problems, RESULTS / "figures")
+        text = with_text(page, (RESULTS / "text.md").read_text(), Values(runs, [*relatives, *held_out]), problems)
+        report.write(ROOT / "RESULTS.md", text)
+        readme = (ROOT / "README.md").read_text()
+        report.write(ROOT / "README.md", fill_readme(readme, benchmark_table(runs)))
+    except (OSError, LookupError) as error:
+        report.fail(error)
+    plt.close("all")
+    report.tell(problems)
+    print(f"{len(runs)} runs: RESULTS.md, results/figures, README.md")
+
+
+if __name__ == "__main__":
+    main()
