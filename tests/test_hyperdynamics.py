@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from in_process import call
 
 import aib_envs
 import aib_run
 import hyperdynamics as script
 from hyperdynamics import Agent, Args, Hypernetwork, ReplayBuffer
-from in_process import call
 
 MODELS = ["hyper", "global", "concat", "recurrent", "expert"]
 

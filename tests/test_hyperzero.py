@@ -15,12 +15,12 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from in_process import call
 
 import aib_envs
 import aib_run
 import hyperzero as script
 from hyperzero import Agent, Args, ContextMLP, DataSet, Experts, Heads, StackedReplay, TaskHypernetwork
-from in_process import call
 
 ROOT = Path(__file__).parent.parent
 
