@@ -185,7 +185,11 @@ def test_the_button_reverses_the_actuators_and_the_slider_sets_the_mass(tmp_path
     """
     found = browse(tmp_path, script)
     assert found["moving"] > 1  # without a click
-    assert found["states"] == [[1, "actuators normal", 0.5], [-1, "actuators reversed", 0.5], [1, "actuators normal", 1.5]]
+    assert found["states"] == [
+        [1, "actuators normal", 0.5],
+        [-1, "actuators reversed", 0.5],
+        [1, "actuators normal", 1.5],
+    ]
 
 
 @in_chromium
