@@ -31,9 +31,9 @@ import numpy as np
 
 logger = logging.getLogger("aib_envs")
 
-# Keep off the terminal what others say about an attribute of cheetah.xml, and about divergence: we
-# say it ourselves.
-NOISE = ".*('settotalmass' is deprecated|Nan, Inf or huge value)"
+# Keep off the terminal what others say about an attribute of cheetah.xml, about a missing display,
+# and about divergence: we say it ourselves.
+NOISE = ".*('settotalmass' is deprecated|Nan, Inf or huge value|Failed to load Xlib)"
 warnings.filterwarnings("ignore", NOISE)
 absl.logging.get_absl_logger().addFilter(lambda record: not re.match(NOISE, record.getMessage()))
 
