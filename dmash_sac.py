@@ -271,18 +271,20 @@ class ReplayBuffer:
         """Steps drawn uniformly from all finished episodes: obs, actions, next_obs, rewards, all [batch, ...], and what
         the encoder sees of the window before each of them: (obs, actions, deltas), all [batch, time, dim]."""
         device = self.obs.device
-        obs, next_obs = self.obs.flatten(0, 1), self.next_obs.flatten(0, 1)  # [episodes, K + T, obs_dim]
-        actions, rewards = self.actions.flatten(0, 1), self.rewards.flatten(0, 1)
+        obs = self.obs.flatten(0, 2)  # the steps of all episodes in one list
+        next_obs = self.next_obs.flatten(0, 2)
+        actions = self.actions.flatten(0, 2)
 
         i = torch.randint(self.total, (batch_size,), device=device)
         episode = torch.searchsorted(self.ends, i, right=True)  # the one that step i lies in
         t = i - self.begins[episode]
-        now = self.window_size + t
+        start = episode * self.obs.shape[2] + t  # where the step's window begins in these lists
+        now = start + self.window_size
 
-        past = t[:, None] + subsample(batch_size, self.window_size, training=True, device=device)  # all before `now`
-        row = episode[:, None]
-        window = (obs[row, past], actions[row, past], next_obs[row, past] - obs[row, past])
-        return obs[episode, now], actions[episode, now], next_obs[episode, now], rewards[episode, t], window
+        past = start[:, None] + subsample(batch_size, self.window_size, training=True, device=device)  # all before now
+        window_obs = F.embedding(past, obs)  # obs[past], faster
+        window = (window_obs, F.embedding(past, actions), F.embedding(past, next_obs) - window_obs)
+        return obs[now], actions[now], next_obs[now], self.rewards.flatten(0, 1)[episode, t], window
 
 
 # ------------------------------------------------ Acting and learning -------------------------------------------------
