@@ -123,7 +123,8 @@ def new_model(inputs, outputs, *stack):
 def forward_model(model, x):
     """x [..., m, in] -> [..., m, out]. A stack of models takes a stack of inputs, in one matrix product a layer."""
     for matrix in model:
-        weight, bias = matrix[..., :-1, :], matrix[..., -1:, :]
+        weight = matrix[..., :-1, :]
+        bias = matrix[..., -1:, :]
         x = (x @ weight).add_(bias)
         if matrix is not model[-1]:
             x = torch.relu_(x)
@@ -190,7 +191,9 @@ class ReplayBuffer:
     def at(self, episode, t):
         """Steps t [...] of episodes [...], which are numbered context by context: obs, actions, next_obs, all
         [..., dim], and the K transitions before them: (obs, actions), both [..., K, dim]."""
-        obs, next_obs, actions = self.obs.flatten(0, 1), self.next_obs.flatten(0, 1), self.actions.flatten(0, 1)
+        obs = self.obs.flatten(0, 1)  # [episodes, K + T, obs_dim]
+        next_obs = self.next_obs.flatten(0, 1)
+        actions = self.actions.flatten(0, 1)
         now = self.window_size + t
         past = t[..., None] + torch.arange(self.window_size, device=t.device)  # all before `now`
         row = episode[..., None]
