@@ -31,9 +31,9 @@ import numpy as np
 
 logger = logging.getLogger("aib_envs")
 
-# Keep off the terminal what others say about an attribute of cheetah.xml, and about divergence: we
-# say it ourselves.
-NOISE = ".*('settotalmass' is deprecated|Nan, Inf or huge value)"
+# Keep off the terminal what others say about an attribute of cheetah.xml, about a missing display,
+# and about divergence: we say it ourselves.
+NOISE = ".*('settotalmass' is deprecated|Nan, Inf or huge value|Failed to load Xlib)"
 warnings.filterwarnings("ignore", NOISE)
 absl.logging.get_absl_logger().addFilter(lambda record: not re.match(NOISE, record.getMessage()))
 
@@ -572,10 +572,7 @@ class SuiteEnv(MujocoEnv):
             if texture.type == mujoco.mjtTexture.mjTEXTURE_SKYBOX:
                 texture.width = 16  # in full, it takes 12 MB and long to compile
                 texture.height = 96
-        if "length" in self.context:
-            _scale_limbs(spec, domain, self.context["length"])
-        if "distance" in self.context:
-            _set_distance(spec, domain, self.context["distance"])
+        self._edit(spec, domain)
         self.model = spec.compile()
         _edit_compiled(self.model, self.context)
 
@@ -589,6 +586,13 @@ class SuiteEnv(MujocoEnv):
         parts = self._suite.observation_spec().values()
         obs_dim = sum(math.prod(part.shape) for part in parts)
         self.sizes = (obs_dim, self._suite.action_spec().shape[0])
+
+    def _edit(self, spec, domain):
+        """Writes the context into a mujoco.MjSpec, before it is compiled."""
+        if "length" in self.context:
+            _scale_limbs(spec, domain, self.context["length"])
+        if "distance" in self.context:
+            _set_distance(spec, domain, self.context["distance"])
 
     def _reset(self, seed):
         if seed is not None:  # below 2**32 as the suite's own task does it

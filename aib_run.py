@@ -1,12 +1,13 @@
 """The life of a run: command line, directory, checkpoint, signals, progress, tracking, video.
 
-Every script uses it, and it knows nothing about any method. In a script it looks like this:
+It knows nothing about any method. A script uses it so:
 
     run = aib_run.Run(args, method_name(args), agent, buffer)  # goes on from its checkpoint, if it has one
+    run.add_env_steps(n)                                       # after every step of the environments
     run.advance(losses)                                        # after every gradient step
     run.log_evaluation(returns, diverged, diagnostics)         # now and then
     run.end_episode(history)                                   # a checkpoint where one is due; ends here on Ctrl-C
-    run.finish(returns, diverged)                              # agent.pt, results.json
+    run.finish(returns, diverged, diagnostics)                 # agent.pt, results.json
 
 A run's directory holds config.json, metrics.jsonl (evaluations), train.jsonl (curves between them), checkpoint.pt while
 it runs, and at the end agent.pt and results.json.
@@ -51,7 +52,8 @@ FORMAT = 3  # of checkpoint.pt
 
 
 class Bounds(typing.NamedTuple):
-    """What a number on the command line may be. It stands at the field: `gamma: aib_run.Fraction = 0.99`."""
+    """What a number on the command line may be. It stands at the field that needs it:
+    `beta: Annotated[float, aib_run.Bounds(0, 10)] = 0.4`."""
 
     low: float
     high: float
@@ -62,9 +64,17 @@ Count = typing.Annotated[int, Bounds(1, 2**32 - 1)]
 Seed = typing.Annotated[int, Bounds(0, 2**32 - 1)]
 
 
+# What may be given anew with --resume and --eval-only: it is about this call, or does not change what is learned.
+NOT_SAVED = {"resume", "eval_only", "context"}
+FREE = NOT_SAVED | {"total_timesteps", "eval_rollouts", "cuda", "cuda_graph", "keep_checkpoint"}
+FREE |= {"capture_video", "flip_at", "track"}
+
+
 @dataclasses.dataclass
 class Args:
-    """The flags that every script has. A script adds its own."""
+    """The flags that every script has. A script adds its own, of any type that tyro takes. `free` is no flag."""
+
+    free = FREE
 
     env_id: str = "DI"  # the task: DI, DI-Friction, DI-Perm, ODE, Cartpole, Cheetah, Reacher-E, ... (docs/benchmark.md)
     seed: Seed = 1  # seed of the run
@@ -83,14 +93,6 @@ class Args:
     track: bool = False  # send metrics and video to Weights & Biases
 
 
-# What may be given again with --resume and --eval-only, since it does not change what is learned.
-FREE = {
-    *("total_timesteps", "eval_rollouts", "cuda", "cuda_graph", "keep_checkpoint"),
-    *("capture_video", "flip_at", "track", "resume", "eval_only", "context"),
-}
-NOT_SAVED = {"resume", "eval_only", "context"}  # they are about this call, not about the run
-
-
 def fail(message, code=2):
     """Ends the program with one line. Codes: 2 where the user has to change something, 3 where learning broke down."""
     for bar in list(getattr(tqdm, "_instances", [])):
@@ -100,44 +102,81 @@ def fail(message, code=2):
 
 
 def flag(name):
+    """total_timesteps -> --total-timesteps"""
     return "--" + name.replace("_", "-")
 
 
 def plain(value):
-    """`value` as JSON can hold it: enum members by name, paths as text, tuples as lists."""
-    return json.loads(json.dumps(value, default=lambda x: x.name if isinstance(x, enum.Enum) else str(x)))
+    """`value` as JSON can hold it: dataclasses as objects, enum members by name, tuples and sets as lists, all that
+    JSON does not know as text."""
+    if dataclasses.is_dataclass(value):
+        return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, enum.Enum):
+        return value.name
+    if isinstance(value, dict):
+        return {str(plain(key)): plain(x) for key, x in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [plain(x) for x in value]
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    return str(value)
+
+
+def restore(hint, value, default=None):
+    """The value of type `hint` that `plain` has turned into `value`. What a dataclass has no value for is as in
+    `default`. Raises ValueError."""
+    if value == plain(default):
+        return default
+    if isinstance(value, dict):
+        for cls in (hint, *typing.get_args(hint)):  # the dataclass itself, or one of a union
+            if dataclasses.is_dataclass(cls) and value.keys() <= typing.get_type_hints(cls).keys():
+                hints = typing.get_type_hints(cls)
+                return cls(**{name: restore(hints[name], x, getattr(default, name, None)) for name, x in value.items()})
+    if type(value) is hint:
+        return value
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):
+            return tyro.cli(hint, args=_words(value))
+    except SystemExit:
+        raise ValueError(f"{value!r} is not of type {hint}") from None
+
+
+def _words(value):
+    """A `plain` value as the words of a command line: {"a": [1, 2]} -> ["a", "1", "2"]."""
+    if isinstance(value, dict):
+        value = list(value.items())
+    if isinstance(value, list | tuple):
+        return [word for part in value for word in _words(part)]
+    return [str(value)]
 
 
 def saved_args(args):
-    """The arguments of a run as config.json holds them."""
-    return plain({name: value for name, value in dataclasses.asdict(args).items() if name not in NOT_SAVED})
+    """The arguments of a run (dict) as config.json holds them."""
+    return {name: value for name, value in plain(args).items() if name not in NOT_SAVED}
 
 
-def as_flags(cls, saved, prefix=""):
-    """The command line that makes a dataclass `cls` from what `saved_args` returned."""
+def args_of(cls, directory, config):
+    """The arguments of the run in `directory` as an instance of the dataclass `cls`. What the run has no value for
+    counts as its default; ends the program with one line if it has a value that `cls` does not take."""
     hints = typing.get_type_hints(cls)
-    flags = []
-    for name, value in saved.items():
+    args = cls()
+    for name, value in config["args"].items():
+        commit = config.get("commit") or "unknown"
         if name not in hints:
-            raise ValueError(f"this script has no {flag(prefix + name)} any more")
-        if dataclasses.is_dataclass(hints[name]):
-            flags += as_flags(hints[name], value, f"{prefix}{name}.")
-        elif hints[name] is bool:
-            flags.append(flag(prefix + name) if value else flag(f"{prefix}no_{name}"))
-        elif isinstance(value, list | dict):
-            pairs = value.items() if isinstance(value, dict) else value
-            flags += [flag(prefix + name), *map(str, np.ravel(list(pairs)).tolist())]
-        else:
-            flags.append(f"{flag(prefix + name)}={value}")
-    return flags
+            fail(f"{directory} has {flag(name)}, which {config['script']} lacks; the run is of commit {commit}")
+        try:
+            setattr(args, name, restore(hints[name], value, getattr(args, name)))
+        except (ValueError, TypeError) as error:
+            fail(f"{directory}/config.json: {flag(name)}: {error}; the run is of commit {commit}")
+    return args
 
 
-def read_flags(cls, argv, description=None):
+def read_flags(cls, argv, default=None, description=None):
     """`tyro.cli`, but for a wrong flag one line instead of tyro's box."""
     console = io.StringIO()
     try:
         with contextlib.redirect_stderr(console):
-            return tyro.cli(cls, args=argv, description=description)
+            return tyro.cli(cls, args=argv, default=default, description=description)
     except SystemExit as stop:
         if not stop.code:  # --help
             raise
@@ -148,66 +187,69 @@ def read_flags(cls, argv, description=None):
 def parse_args(cls, argv=None, description=None):
     """An instance of the dataclass `cls` from a command line, checked; ends the program with one line if it is wrong.
 
-    With --resume and --eval-only the arguments of that run are the defaults, and only `FREE` may change.
+    With --resume and --eval-only the arguments of that run are the defaults, and only `cls.free` may change.
     `total_timesteps` None becomes the task's own; `context`, a tuple of "key=value", becomes a dict or None.
     """
     argv = sys.argv[1:] if argv is None else argv
-    args = read_flags(cls, argv, description)
+    args = read_flags(cls, argv, description=description)
     if "" in (args.resume, args.eval_only):
         fail("--resume and --eval-only take the directory of a run; got nothing")
     if args.eval_only and (args.resume or args.track):
         fail("--eval-only goes neither with --resume nor with --track")
     if args.context and not args.eval_only:
         fail("--context needs --eval-only")
+
     directory = args.resume or args.eval_only
     if directory:
-        args = _args_of_run(cls, directory, argv, description)
-    _check(cls, args)
+        directory = os.path.expanduser(directory)
+        saved = args_of(cls, directory, read_config(directory))
+        args = read_flags(cls, argv, saved, description)
+        for name in vars(args).keys() - cls.free:
+            if getattr(args, name) != getattr(saved, name):
+                free = " ".join(flag(name) for name in sorted(cls.free))
+                fail(f"{directory} has {flag(name)} {getattr(saved, name)}; what can change is {free}")
+    for name in ("run_dir", "resume", "eval_only"):
+        path = getattr(args, name)
+        setattr(args, name, path and os.path.expanduser(path))
+    check_args(args)
     return args
 
 
-def _args_of_run(cls, directory, argv, description):
-    """The arguments of the run in `directory`, with what the command line may change."""
-    config = read_config(directory)
-    try:
-        saved = as_flags(cls, config["args"])
-    except ValueError as error:
-        fail(f"{directory}: {error}; the run is of commit {config.get('commit') or 'unknown'}")
-    old = read_flags(cls, saved)
-    new = read_flags(cls, [*saved, *argv], description)
-    for name in vars(new).keys() - FREE:
-        if getattr(new, name) != getattr(old, name):
-            allowed = " ".join(flag(name) for name in sorted(FREE))
-            fail(f"{directory} has {flag(name)} {getattr(old, name)}; what can change is {allowed}")
-    return new
-
-
-def _check(cls, args):
-    """Bounds, the task, and the --context."""
+def check_args(args):
+    """Fills in what depends on the task. Ends the program with one line where the arguments do not go together."""
+    _check_bounds(args)
     try:
         task = aib_envs.get_task(args.env_id)
-        args.context = _read_context(args.env_id, args.context)
+        args.context = read_context(args.env_id, args.context)
     except ValueError as error:
         fail(error)
-    for name, hint in typing.get_type_hints(cls, include_extras=True).items():
-        for part in (hint, *typing.get_args(hint)):  # Count, or the Count in Count | None
-            for bounds in getattr(part, "__metadata__", ()):
-                value = getattr(args, name)
-                if isinstance(bounds, Bounds) and value is not None and not bounds.low <= value <= bounds.high:
-                    fail(f"{flag(name)} must be from {bounds.low} to {bounds.high}; got {value}")
     if args.total_timesteps is None:
         args.total_timesteps = task.total_timesteps
-    if args.flip_at and not args.capture_video:
-        fail("--flip-at needs --capture-video")
-    if args.flip_at and aib_envs.modes(args.env_id) == [{}]:
-        fail(f"--flip-at reverses or swaps actuators, which {args.env_id} cannot")
+    if args.flip_at:
+        if not args.capture_video:
+            fail("--flip-at needs --capture-video")
+        if aib_envs.modes(args.env_id) == [{}]:
+            fail(f"--flip-at reverses or swaps actuators, which {args.env_id} cannot")
+        if args.flip_at >= task.steps:
+            fail(f"--flip-at must be below {task.steps}, the steps of {args.env_id}'s episode; got {args.flip_at}")
     if args.track and not importlib.util.find_spec("wandb"):
         fail("--track needs Weights & Biases: pip install wandb")
-    args.run_dir = os.path.expanduser(args.run_dir)
 
 
-def _read_context(env_id, pairs):
-    """("length=1.1", "inversion=-1") as a complete context (dict), or None."""
+def _check_bounds(args, prefix=""):
+    """Ends the program with one line if a number is outside the `Bounds` of its field."""
+    for name, hint in typing.get_type_hints(type(args), include_extras=True).items():
+        value = getattr(args, name)
+        if dataclasses.is_dataclass(value):
+            _check_bounds(value, f"{prefix}{name}.")
+        for part in (hint, *typing.get_args(hint)):  # Count, or the Count in Count | None
+            for bounds in getattr(part, "__metadata__", ()):
+                if isinstance(bounds, Bounds) and value is not None and not bounds.low <= value <= bounds.high:
+                    fail(f"{flag(prefix + name)} must be from {bounds.low} to {bounds.high}; got {value}")
+
+
+def read_context(env_id, pairs):
+    """("length=1.1", "inversion=-1") as a complete context (dict), or None. Raises ValueError."""
     if not pairs:
         return None
     context = dict(pair.split("=") for pair in pairs if re.fullmatch(r"\w+=[-+.\w]+", pair))
@@ -216,32 +258,39 @@ def _read_context(env_id, pairs):
     return aib_envs.complete_context(env_id, {key: float(value) for key, value in context.items()})
 
 
+# ------------------------------------------------------- Main program -------------------------------------------------
+
+
 def main(cls, train, make_envs, make_agent):
     """What a script does when it is started: trains, or with --eval-only evaluates a trained agent.
 
     cls: its dataclass of arguments. train(args) -> Run. make_envs(args, contexts, **options) -> vector environment.
     make_agent(args, envs) -> agent with `act` and `window_size`. The script's docstring is what --help begins with.
     """
-    sys.stdout, sys.stderr = Terminal(sys.stdout), Terminal(sys.stderr)
+    keep_going_without_terminal()
     sys.excepthook = _on_error
     args = parse_args(cls, description=sys.modules["__main__"].__doc__)
-    if args.capture_video:  # before hours of training
+    if args.capture_video:  # can it draw here? It should say so before hours of training
         envs = make_envs(args, [{}], render_mode="rgb_array")
         envs.reset(seed=0)
         envs.render()
+        envs.close()
+    run = None
     if args.eval_only:
-        agent, step = load_weights(make_agent(args, make_envs(args, [{}])), args.eval_only)
-        evaluate_only(args, make_envs, agent, step)
         directory = Path(args.eval_only)
+        agent = make_agent(args, make_envs(args, [{}]))
+        unfinished_at = load_weights(agent, directory)
+        evaluate_only(args, make_envs, agent, unfinished_at)
     else:
         run = train(args)
-        agent, directory = run.agent, run.directory
+        directory = run.directory
+        agent = run.agent
     if args.capture_video:
         contexts = [args.context] if args.context else aib_envs.modes(args.env_id)
         frames = film(make_envs(args, contexts, render_mode="rgb_array"), agent, args.flip_at)
         write_gif(directory / "video.gif", frames)
         print(f"video: {directory / 'video.gif'}")
-    if not args.eval_only:
+    if run:
         run.close()
 
 
@@ -257,8 +306,29 @@ def _on_error(kind, error, trace):
     sys.__excepthook__(kind, error, trace)
 
 
+def keep_going_without_terminal():
+    """A terminal that goes away, a closed pipe or a full disk under stdout or stderr does not end the program."""
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        stream = getattr(sys, name)
+        if stream is None:  # it was closed from the start
+            _to_nowhere(number)
+            stream = open(number, "w", closefd=False)
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(line_buffering=True)  # each line is seen at once, in a file as well
+        setattr(sys, name, Terminal(stream))
+
+
+def _to_nowhere(descriptor):
+    """From now on, what is written there is lost."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, descriptor)
+    if nowhere != descriptor:
+        os.close(nowhere)
+
+
 class Terminal:
-    """stdout or stderr, which may go away (a closed pipe, a full disk) without ending the run."""
+    """stdout or stderr, which may go away."""
 
     def __init__(self, stream):
         self._stream = stream
@@ -276,14 +346,12 @@ class Terminal:
     def _or_nowhere(self, function, *args):
         try:
             function(*args)
-        except OSError:  # from now on into the void
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, self._stream.fileno())
-            os.close(nowhere)
+        except OSError:
+            _to_nowhere(self._stream.fileno())
 
 
 def device(args):
-    """Where to learn: on the GPU if there is one and --cuda, else on the CPU."""
+    """Where to learn (torch.device): on the GPU if there is one and --cuda, else on the CPU."""
     torch.set_flush_denormal(True)  # numbers below 1e-38 would be a hundred times slower than others
     return torch.device("cuda" if args.cuda and torch.cuda.is_available() else "cpu")
 
@@ -299,7 +367,8 @@ def write(path, content):
             if path.suffix == ".pt":
                 torch.save(content, file)
             else:
-                file.write((content if isinstance(content, str) else json.dumps(content, indent=1)).encode())
+                text = content if isinstance(content, str) else json.dumps(content, indent=1) + "\n"
+                file.write(text.encode())
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
@@ -330,7 +399,8 @@ def read_tensors(path):
 
 
 def read_config(directory, script=None):
-    """The config.json of a run of this script (dict); ends the program with one line if there is none."""
+    """The config.json (dict) of a run of `script`, by default of this one; ends the program with one line if it is
+    not that."""
     script = script or Path(sys.argv[0]).name
     with reading(Path(directory) / "config.json") as path:
         config = json.loads(path.read_text())
@@ -341,8 +411,13 @@ def read_config(directory, script=None):
         return config | {"run": str(config["run"]), "method": str(config["method"])}
 
 
+def has_checkpoint(args):
+    """Does --resume name a run that goes on from a checkpoint?"""
+    return args.resume is not None and (Path(args.resume) / "checkpoint.pt").exists()
+
+
 def last_metrics(directory):
-    """The last whole line of a run's metrics.jsonl (dict)."""
+    """The last whole line (dict) of a run's metrics.jsonl."""
     with contextlib.suppress(OSError):
         for line in reversed((Path(directory) / "metrics.jsonl").read_text().splitlines()):
             with contextlib.suppress(ValueError):
@@ -350,49 +425,58 @@ def last_metrics(directory):
     return {"global_step": 0, "seconds": {}}
 
 
+def lock(file):
+    """Keeps other processes from an open file until it is closed; ends the program if one has it. On a file system
+    without locks there is one warning. (NFS wants the file open for writing, too.)"""
+    directory = Path(file.name).parent
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        fail(f"{directory} is in use by another process")
+    except OSError as error:
+        if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL):
+            raise
+        print(f"{directory}: no locks on this file system; start no second process on this run", file=sys.stderr)
+
+
 def git(*command):
-    """What git says of the directory of these scripts; raises OSError or CalledProcessError."""
+    """What git says about the directory of this file. Raises OSError, or CalledProcessError with `stderr`."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     command = ["git", "-c", "safe.directory=*", "-C", str(ROOT), *command]
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
     return done.stdout.strip()
 
 
-def provenance():
-    """What a run's bits depend on, besides its arguments: packages, commit, script, threads, processor, GPU."""
-    script = Path(sys.argv[0])
-    files = [script, ROOT / "aib_envs.py", ROOT / "aib_run.py"]
-    packages = ("torch", "numpy", "mujoco", "dm_control", "gymnasium")
+def commit_of(files):
+    """The commit (text) of the repository that holds this file, or "unknown (why)", and whether one of `files` differs
+    from it (None where it is unknown)."""
     try:
+        git("ls-files", "--error-unmatch", "aib_run.py")  # else it lies in another project's repository
         commit = git("rev-parse", "HEAD")
-        changed = bool(git("status", "--porcelain", "--", *(str(path.resolve()) for path in files)))
+        own = [file for file in files if file.is_relative_to(ROOT)]
+        changed = git("status", "--porcelain", "--ignored", "--", *map(str, own))
+        return commit, bool(changed) or own != files
     except (OSError, subprocess.CalledProcessError) as error:
         reason = (getattr(error, "stderr", "") or str(error)).strip().partition("\n")[0]
-        commit, changed = f"unknown ({reason})", None
+        return f"unknown ({reason})", None
+
+
+def provenance():
+    """What a run's bits depend on besides its arguments (dict): packages, commit, code, threads, processor, GPU."""
+    script = Path(sys.argv[0]).resolve()
+    loaded = [Path(module.__file__) for module in list(sys.modules.values()) if getattr(module, "__file__", None)]
+    files = sorted({path for path in (script, *loaded) if path.parent in (ROOT, script.parent) and path.exists()})
+    commit, changed = commit_of(files)
+    packages = ("torch", "numpy", "mujoco", "dm_control", "gymnasium")
     return {
         "versions": {name: importlib.metadata.version(name) for name in packages},
         "commit": commit,
-        "changed": changed,  # do script, aib_envs.py and aib_run.py differ from that commit?
-        "script_sha256": hashlib.sha256(script.read_bytes()).hexdigest() if script.exists() else "",
+        "changed": changed,  # does the script, or a module beside it, differ from that commit?
+        "script_sha256": hashlib.sha256(script.read_bytes()).hexdigest() if script.is_file() else "",
         "threads": torch.get_num_threads(),
         "processor": torch.backends.cpu.get_cpu_capability(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_initialized() else "",
     }
-
-
-def lock(path):
-    """Opens a run's metrics.jsonl for appending. While it is open, no other process can open it so. A file system
-    without locks gets one warning."""
-    file = open(os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666), "a")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        fail(f"{path.parent} is in use by another process")
-    except OSError as error:
-        if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS):
-            raise
-        print(f"{path.parent}: this file system has no locks; start no second process on this run", file=sys.stderr)
-    return file
 
 
 def check_finite(kind, tensors, global_step):
@@ -411,110 +495,153 @@ class Run:
     agent: a module; its optimizers are its attributes. buffer: an object with tensors and plain values as attributes.
     Both go into the checkpoint, with torch's random numbers; environments do not, since episodes begin with a reset by
     seed. `global_step` counts gradient steps, `env_steps` steps of environments, `episode` episodes.
+
+    stage_1: for a method with two stages, the (agent, buffer) of the first; they stand for the others until
+    `begin_stage_2`. `stage` is 1 until then, else 2. total_steps: where `global_step` ends, if not at
+    --total-timesteps.
     """
 
-    def __init__(self, args, method, agent, buffer):
+    def __init__(self, args, method, agent, buffer, stage_1=None, total_steps=None):
         self.args = args
         self.agent = agent
         self.buffer = buffer
+        self.stage = 2
+        self._stage_2 = (agent, buffer)
+        if stage_1:
+            self.stage = 1
+            self.agent, self.buffer = stage_1
+        self.total_steps = total_steps or args.total_timesteps
+        self.device = device(args)
         self.global_step = 0
         self.env_steps = 0
         self.episode = 0
         self.losses = {}
         self.seconds = {"train": 0.0, "eval": 0.0, "save": 0.0}
         self.signal = None  # the one that has asked for an end
-        self._clock = time.perf_counter()
-        self._open(method)
-        self._restore()
-        write(self.directory / "config.json", self.config)
-        if args.cuda_graph and device(args).type == "cuda":
+        self._check_buffer()
+        lengths = [0, 0]  # bytes of metrics.jsonl and train.jsonl that belong to the checkpoint
+        if args.resume:
+            self._open()
+            lengths = self._restore(lengths)
+        else:
+            self._create(method)
+        if args.cuda_graph and self.device.type == "cuda":
             agent.update = CudaGraph(agent.update)
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._on_signal)
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # a lost terminal does not end a run
-        self._tracker = _start_tracking(self.directory) if args.track else None
         self._saved = self.global_step
         self._last_log = (self.global_step, self.seconds["train"])
-        self._bar = tqdm(initial=self.global_step, total=args.total_timesteps, unit="update", mininterval=5)
-        self._bar.set_description(self.directory.name.rpartition("__")[0])
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._on_signal)
+        self._tracker = _start_tracking(self.directory, lengths) if args.track else None
+        print(f"run: {self.directory}")
+        self._bar = self._make_bar()
+        self._clock = time.perf_counter()
+
+    def _make_bar(self):
+        """A line on stderr that says how far the run is: on a terminal every second, in a file every minute."""
+        interval = 1 if sys.stderr.isatty() else 60
+        layout = "{percentage:3.0f}% {n_fmt}/{total_fmt} [{rate_noinv_fmt}, {remaining} left{postfix}]"
+        steps = {"initial": self.global_step, "total": self.total_steps, "unit": " steps"}
+        return tqdm(**steps, bar_format=layout, ncols=79, mininterval=interval, maxinterval=interval)
+
+    def _check_buffer(self):
+        """Raises TypeError for what a checkpoint cannot hold, now and not when the run is to go on."""
+        for name, value in vars(self.buffer).items():
+            if not isinstance(value, torch.Tensor | bool | int | float | str | list | tuple | dict | None):
+                raise TypeError(f"buffer.{name} is a {type(value).__name__}; checkpoints hold tensors and plain values")
 
     # The directory
 
-    def _open(self, method):
-        """Makes a new directory, or takes that of --resume, and locks it."""
+    def _create(self, method):
+        """Makes and locks a new directory, which has its config.json from its first moment."""
         args = self.args
-        if args.resume:
-            self.directory = Path(args.resume)
-            self.config = read_config(args.resume)
-            self._metrics = lock(self.directory / "metrics.jsonl")
-        else:
-            name = f"{args.env_id}__{method}__{args.seed}__{time.time_ns() // 1_000_000}"
-            self.directory = Path(args.run_dir) / name
-            self.config = {"run": name, "script": Path(sys.argv[0]).name, "method": method} | provenance()
-            self.config["args"] = saved_args(args)
-            hidden = self.directory.with_name("." + name)  # a run has its config.json from the first moment
-            hidden.mkdir(parents=True)
-            write(hidden / "config.json", self.config)
-            hidden.rename(self.directory)
-            self._metrics = lock(self.directory / "metrics.jsonl")
-        self._train = open(self.directory / "train.jsonl", "a")
+        name = f"{args.env_id}__{method}__{args.seed}__{time.time_ns() // 1_000_000}"
+        self.config = {"run": name, "script": Path(sys.argv[0]).name, "method": method} | provenance()
+        self.config["args"] = saved_args(args)
+        self.directory = Path(args.run_dir) / name
+        hidden = self.directory.with_name("." + name)
+        hidden.mkdir(parents=True)
+        write(hidden / "config.json", self.config)
+        self._open_lines(hidden, os.O_CREAT)
+        hidden.rename(self.directory)
 
-    def _restore(self):
-        """Goes on from the checkpoint of --resume, or begins anew where there is none yet."""
+    def _open(self):
+        """Takes the directory of --resume."""
+        self.directory = Path(self.args.resume)
+        self.config = read_config(self.directory)
+        self._open_lines(self.directory)
+
+    def _open_lines(self, directory, flags=0):
+        """Opens metrics.jsonl and train.jsonl to append lines; the first is the run's lock."""
+
+        def opener(path, _):
+            return os.open(path, os.O_RDWR | os.O_APPEND | flags, 0o666)
+
+        self._metrics = open(directory / "metrics.jsonl", "a", opener=opener)
+        lock(self._metrics)
+        self._train = open(directory / "train.jsonl", "a", opener=opener)
+
+    def _restore(self, lengths):
+        """Goes on from the checkpoint, or begins anew where there is none yet. Returns the lengths of metrics.jsonl
+        and train.jsonl [bytes] that belong to it."""
         checkpoint = self.directory / "checkpoint.pt"
-        lengths = [0, 0]  # bytes of metrics.jsonl and train.jsonl that belong to the checkpoint
-        self._check_finished(checkpoint)
+        self._check_extendable(checkpoint.exists())
         if checkpoint.exists():
             with reading(checkpoint):
                 state = read_tensors(checkpoint)
                 self._check_origin(state["origin"])
                 self._load(state)
                 lengths = state["lengths"]
-        if self.args.resume:
-            self.config["args"] = saved_args(self.args)
-            self.config.setdefault("resumed", []).append({"global_step": self.global_step} | provenance())
-        if self.global_step > self.args.total_timesteps:
+        if self.global_step > self.total_steps:
             fail(f"{self.directory} is at step {self.global_step}; --total-timesteps is {self.args.total_timesteps}")
-        for file, length in zip((self._metrics, self._train), lengths, strict=True):
-            if os.path.getsize(file.name if isinstance(file.name, str) else file.fileno()) < length:
-                fail(f"{self.directory} has lost lines of metrics.jsonl or train.jsonl since its checkpoint")
+        files = (self._metrics, self._train)
+        for file, length in zip(files, lengths, strict=True):
+            if os.fstat(file.fileno()).st_size < length:
+                fail(f"{file.name} has lost lines since the checkpoint was written")
+        for file, length in zip(files, lengths, strict=True):
             file.truncate(length)  # what was written after the checkpoint will be written again
+        self.config["args"] = saved_args(self.args)
+        self.config.setdefault("resumed", []).append({"global_step": self.global_step} | provenance())
+        write(self.directory / "config.json", self.config)
+        return lengths
 
-    def _check_finished(self, checkpoint):
-        """Ends the program if a finished run cannot be extended, or a checkpoint is lost."""
+    def _check_extendable(self, has_checkpoint):
+        """Ends the program with one line if the run has finished and cannot go on, or has lost its checkpoint."""
         results = self.directory / "results.json"
         if results.exists():
             with reading(results):
                 done = int(json.loads(results.read_text())["args"]["total_timesteps"])
             if done >= self.args.total_timesteps:
-                fail(f"{self.directory} has finished its {done} steps; more --total-timesteps extend it")
-            if not checkpoint.exists():
+                advice = "; more --total-timesteps extend it" if "total_timesteps" in self.args.free else ""
+                fail(f"{self.directory} has finished its {done} steps{advice}")
+            if not has_checkpoint:
                 fail(f"{self.directory} has finished without --keep-checkpoint, so it cannot be extended")
-        elif not checkpoint.exists():
+        elif not has_checkpoint:
             first = self.args.eval_every + aib_envs.get_task(self.args.env_id).steps  # there is one from then on
             if last_metrics(self.directory)["global_step"] >= first:
                 fail(f"{self.directory} has lost its checkpoint.pt")
 
-    def _origin(self):
-        """What a checkpoint must have in common with its run's configuration."""
-        fixed = {name: value for name, value in saved_args(self.args).items() if name not in FREE}
-        return {"run": self.config["run"], "script": self.config["script"], "format": FORMAT, "args": fixed}
-
-    def _check_origin(self, found):
-        """Raises ValueError if the `_origin` in a checkpoint is another run's. Flags that it lacks are newer."""
-        wanted = self._origin()
-        wanted["args"] = {name: value for name, value in wanted["args"].items() if name in found.get("args", {})}
-        for name, value in wanted.items():
-            if found.get(name) != value:
-                raise ValueError(f"its {name} should be {value}, not {found.get(name)}")
-
     # Checkpoints
 
+    def _origin(self):
+        """What a checkpoint must have in common with its run's configuration (dict)."""
+        fixed = {name: value for name, value in saved_args(self.args).items() if name not in self.args.free}
+        return {"format": FORMAT, "run": self.config["run"], "script": self.config["script"], "args": fixed}
+
+    def _check_origin(self, found):
+        """Raises ValueError if the `_origin` in a checkpoint is another run's. A flag that it lacks is newer."""
+        for name, wanted in self._origin().items():
+            if name == "args":
+                wanted = {flag: value for flag, value in wanted.items() if flag in found["args"]}
+            if found.get(name) != wanted:
+                raise ValueError(f"its {name} should be {wanted}, not {found.get(name)}")
+
     def _save(self):
+        check_finite("weight or loss", self.agent.state_dict() | self.losses, self.global_step)
         cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
         state = {
             "origin": self._origin(),
             "progress": [self.global_step, self.env_steps, self.episode],
+            "stage": self.stage,
             "losses": self.losses,
             "seconds": self.seconds,
             "lengths": [os.fstat(file.fileno()).st_size for file in (self._metrics, self._train)],
@@ -529,16 +656,18 @@ class Run:
 
     def _load(self, state):
         self.global_step, self.env_steps, self.episode = state["progress"]
+        if state["stage"] == 2:
+            self.stage = 2
+            self.agent, self.buffer = self._stage_2
         self.losses = state["losses"]
         self.seconds = state["seconds"]
         self.agent.load_state_dict(state["agent"])
         for name, optimizer in _optimizers(self.agent).items():
             optimizer.load_state_dict(state["optimizers"][name])
-        where = device(self.args)
         for name, value in state["buffer"].items():
-            setattr(self.buffer, name, value.to(where) if torch.is_tensor(value) else value)
+            setattr(self.buffer, name, value.to(self.device) if torch.is_tensor(value) else value)
         torch.set_rng_state(state["generators"][0])
-        if torch.cuda.is_initialized():
+        if torch.cuda.is_initialized() and state["generators"][1:]:
             torch.cuda.set_rng_state_all(state["generators"][1:])
 
     # While it goes on
@@ -549,7 +678,7 @@ class Run:
         signal.signal(signal.SIGINT, signal.default_int_handler)
         text = f"\nstopping at the end of this episode. Ctrl-C again stops at once, back at step {self._saved}\n"
         with contextlib.suppress(OSError):
-            os.write(2, text.encode())
+            os.write(2, text.encode())  # print could meet itself here
 
     def _lap(self, part):
         """Adds the time since the last lap to `part`."""
@@ -557,36 +686,43 @@ class Run:
         self.seconds[part] += now - self._clock
         self._clock = now
 
+    def _write_line(self, file, values):
+        """A line of metrics.jsonl or train.jsonl."""
+        file.write(json.dumps({"global_step": self.global_step, "env_steps": self.env_steps} | values) + "\n")
+        file.flush()
+
     def add_env_steps(self, number):
         """Counts steps of environments: those of warm-ups, of random actions, of training."""
         self.env_steps += number
         if self.global_step == 0:
             self._bar.set_postfix_str(f"collecting random steps: {self.env_steps:,}", refresh=False)
-            self._bar.update(0)
+            self._bar.update(0)  # shows it where a second, or a minute, is over
+
+    def add_losses(self, losses, check=True):
+        """Takes the newest losses, {name: tensor []}. With `check`, ends the program if one is not finite."""
+        self.losses |= losses
+        if check:
+            check_finite("loss", self.losses, self.global_step)
 
     def advance(self, losses):
         """Counts one gradient step. losses: {name: tensor []}."""
-        self.losses |= losses
-        if device(self.args).type == "cpu" or self.global_step % 100 == 0:  # a check waits for a GPU
-            check_finite("loss", self.losses, self.global_step)
+        self.add_losses(losses, check=self.device.type == "cpu" or self.global_step % 100 == 0)  # it waits for a GPU
         self.global_step += 1
-        self._bar.update()
         self._lap("train")
         if self.global_step % LOG_EVERY == 0:
             self._log_losses()
+        self._bar.update()
 
     def _log_losses(self):
-        """A line of train.jsonl, with the names that CleanRL's users filter by."""
+        """A line of train.jsonl, with the names that CleanRL's users filter by. SPS: gradient steps a second."""
         step, seconds = self._last_log
         self._last_log = (self.global_step, self.seconds["train"])
         speed = (self.global_step - step) / (self.seconds["train"] - seconds)
-        losses = {f"losses/{name}": value.item() for name, value in self.losses.items()}
-        self._write_line(self._train, {"charts/SPS": round(speed, 2)} | losses)
-        self._bar.set_postfix_str(", ".join(f"{name[7:]} {value:.3g}" for name, value in losses.items()), refresh=False)
-
-    def _write_line(self, file, values):
-        file.write(json.dumps({"global_step": self.global_step, "env_steps": self.env_steps} | values) + "\n")
-        file.flush()
+        losses = {name: value.item() for name, value in self.losses.items()}
+        line = {"charts/SPS": round(speed, 2)} | {f"losses/{name}": value for name, value in losses.items()}
+        self._write_line(self._train, line)
+        first_two = list(losses.items())[:2]  # there is room for them
+        self._bar.set_postfix_str(", ".join(f"{name} {value:.2g}" for name, value in first_two), refresh=False)
 
     def end_episode(self, history):
         """After an episode: its returns, a checkpoint where one is due, and the end where a signal has asked for it.
@@ -597,13 +733,28 @@ class Run:
         self.episode += 1
         if self.global_step > 0:
             self._log_returns(history.rewards.sum(1))
-        total = self.args.total_timesteps
-        crossed = self.global_step // self.args.eval_every > self._saved // self.args.eval_every
-        last = self.args.keep_checkpoint and self.global_step + history.rewards.shape[1] > total
-        if self.signal or crossed or last:
-            check_finite("weight or loss", self.agent.state_dict() | self.losses, self.global_step)
+        steps = history.rewards.shape[1]
+        due = self.global_step // self.args.eval_every > self._saved // self.args.eval_every
+        last = (
+            self.args.keep_checkpoint and self.global_step + steps > self.total_steps
+        )  # the next episode may not be finished
+        self.safe_point(due or last)
+
+    def begin_stage_2(self, global_step, env_steps):
+        """The second stage's agent and buffer take the place of the first's; the counters are set."""
+        self.stage = 2
+        self.agent, self.buffer = self._stage_2
+        self.losses = {}
+        self._bar.update(global_step - self.global_step)
+        self.global_step = global_step
+        self.env_steps = env_steps
+        self.safe_point(True)
+
+    def safe_point(self, due):
+        """Where a run can go on: a checkpoint if one is `due`, and the end where a signal has asked for it."""
+        if self.signal or due:
             self._save()
-        if self.signal and self.global_step < total:
+        if self.signal and self.global_step < self.total_steps:
             command = shlex.join(["python", sys.argv[0], "--resume", str(self.directory)])
             fail(f"at step {self.global_step}; go on with: {command}", 128 + self.signal)
 
@@ -618,24 +769,28 @@ class Run:
         """Writes and shows one evaluation. returns, diverged: [60, rollouts], of `aib_envs.evaluate` in
         `aib_envs.eval_contexts`. diagnostics: {name: number}."""
         check_finite("weight", self.agent.state_dict(), self.global_step)
-        self._lap("eval")
         by_split = aib_envs.by_split(returns)
-        aer = {split: values.mean() for split, values in by_split.items()}
         metrics = {
-            "aer": aer,  # average episodic return of each context set
-            "returns": {split: values.mean(1).tolist() for split, values in by_split.items()},
+            "aer": {split: values.mean() for split, values in by_split.items()},  # average episodic return
+            "returns": {split: values.mean(1).tolist() for split, values in by_split.items()},  # in each context
+            "diverged": {split: int(x.sum()) for split, x in aib_envs.by_split(diverged).items()},  # simulations
+        }
+        self.log(metrics | (diagnostics or {}), aer_text(returns, diverged))
+
+    def log(self, metrics, text):
+        """Writes `metrics`, {name: plain value}, with losses and times as a line of metrics.jsonl, and shows `text`."""
+        self._lap("eval")
+        more = {
             "losses": {name: loss.item() for name, loss in self.losses.items()},
             "seconds": {part: round(value, 2) for part, value in self.seconds.items()},
         }
-        if diverged.any():
-            metrics["diverged"] = {split: int(x.sum()) for split, x in aib_envs.by_split(diverged).items()}
-        self._write_line(self._metrics, metrics | (diagnostics or {}))
-        text = ", ".join(f"{split} {value:.1f}" for split, value in aer.items())
-        self._bar.write(f"step {self.global_step}: AER {text}", file=sys.stdout)
-        self._lap("eval")
+        self._write_line(self._metrics, metrics | more)
+        self._bar.write(f"step {self.global_step}: {text}", file=sys.stdout)
 
-    def finish(self, returns, diverged, diagnostics=None):
-        """The last evaluation: logs it, writes agent.pt and results.json. Then the run is finished."""
+    def finish(self, returns, diverged, diagnostics=None, **more):
+        """The last evaluation: logs it, writes agent.pt and results.json. Then the run is finished.
+
+        more: plain values that go into results.json, too."""
         self.log_evaluation(returns, diverged, diagnostics)
         self._bar.close()
         contexts = {split: aib_envs.context_set(self.args.env_id, split) for split in aib_envs.SPLITS}
@@ -646,7 +801,8 @@ class Run:
             "returns": {split: x.tolist() for split, x in aib_envs.by_split(returns).items()},  # [20, rollouts]
             "diverged": {split: x.tolist() for split, x in aib_envs.by_split(diverged).items()},
         }
-        (self.directory / "results.json").unlink(missing_ok=True)  # an extended run has old ones: never two of a kind
+        results |= more
+        (self.directory / "results.json").unlink(missing_ok=True)  # an extended run's are not those of this agent
         write(self.directory / "agent.pt", self.agent.state_dict())
         write(self.directory / "results.json", results)
         if not self.args.keep_checkpoint:
@@ -667,7 +823,17 @@ def _modes_of(env_id, contexts):
 
 
 def _optimizers(agent):
-    return {name: x for name, x in vars(agent).items() if isinstance(x, torch.optim.Optimizer)}
+    """{name: optimizer or learning rate scheduler} of an agent."""
+    kinds = torch.optim.Optimizer | torch.optim.lr_scheduler.LRScheduler
+    return {name: x for name, x in vars(agent).items() if isinstance(x, kinds)}
+
+
+def aer_text(returns, diverged):
+    """An evaluation in words: the average episodic return of each set. Both [60, rollouts]."""
+    aer = ", ".join(f"{split} {values.mean():.1f}" for split, values in aib_envs.by_split(returns).items())
+    if diverged.any():
+        aer += f" ({diverged.sum()} of {diverged.size} simulations diverged)"
+    return f"AER {aer}"
 
 
 class CudaGraph:
@@ -718,24 +884,29 @@ class CudaGraph:
 
 
 def load_weights(agent, directory):
-    """Puts the weights of a run into its agent. Returns agent and the step that they are of, None if finished."""
-    directory = Path(directory)
-    step = None
-    if (directory / "agent.pt").exists() or not (directory / "checkpoint.pt").exists():
-        with reading(directory / "agent.pt") as path:
-            agent.load_state_dict(read_tensors(path))
-    else:
-        with reading(directory / "checkpoint.pt") as path:
-            state = read_tensors(path)
-            agent.load_state_dict(state["agent"])
-            step = state["progress"][0]
-    return agent, step
+    """Puts the weights of a run into its agent: those of agent.pt, or if it has not finished those of checkpoint.pt.
+    Returns the step of an unfinished run, else None; ends the program with one line if there are no weights."""
+    weights = directory / "agent.pt"
+    checkpoint = directory / "checkpoint.pt"
+    if weights.exists() and ((directory / "results.json").exists() or not checkpoint.exists()):
+        with reading(weights):
+            agent.load_state_dict(read_tensors(weights))
+        return None
+    if not checkpoint.exists():
+        fail(f"{directory} has neither agent.pt nor, yet, checkpoint.pt")
+    with reading(checkpoint):
+        state = read_tensors(checkpoint)
+        agent.load_state_dict(state["agent"])
+        return state["progress"][0]
 
 
 def load_script(name):
-    """The module of a script, by its file name."""
+    """The module of a script, by its file name. Raises ValueError if there is none in the root, in relatives/ and in
+    the working directory."""
     for folder in (ROOT, ROOT / "relatives", Path.cwd()):
         if (folder / name).exists():
+            if str(folder) not in sys.path:
+                sys.path.append(str(folder))  # for what it imports from its own folder
             spec = importlib.util.spec_from_file_location(name.removesuffix(".py"), folder / name)
             module = importlib.util.module_from_spec(spec)
             sys.modules[spec.name] = module
@@ -745,29 +916,32 @@ def load_script(name):
 
 
 def load_agent(directory):
-    """The agent of a run: agent, args, and make_envs(args, contexts, **options) of its script."""
-    with reading(Path(directory) / "config.json") as path:
-        script = json.loads(path.read_text())["script"]
+    """The agent of a run of any script: agent, args, and its script's make_envs(args, contexts, **options)."""
+    directory = Path(directory)
+    with reading(directory / "config.json") as path:
+        script = str(json.loads(path.read_text())["script"])
         module = load_script(script)
-        saved = as_flags(module.Args, read_config(directory, script)["args"])
-    args = parse_args(module.Args, saved)
+    args = args_of(module.Args, directory, read_config(directory, script))
+    check_args(args)
     agent = module.make_agent(args, module.make_envs(args, [{}]))
-    return load_weights(agent, directory)[0], args, module.make_envs
+    load_weights(agent, directory)
+    return agent, args, module.make_envs
 
 
-def evaluate_only(args, make_envs, agent, step):
-    """Repeats the last evaluation of a run, or rolls out in the one --context."""
-    note = "" if step is None else f" (unfinished, at step {step})"
+def evaluate_only(args, make_envs, agent, unfinished_at):
+    """Repeats the last evaluation of a run, or rolls out in the one --context, and prints what comes out."""
     contexts = [args.context] if args.context else aib_envs.eval_contexts(args.env_id)
     envs = make_envs(args, contexts)
     returns, diverged = aib_envs.evaluate(envs, agent.act, agent.window_size, args.eval_rollouts)
+    text = aer_text(returns, diverged) if not args.context else ""
     if args.context:
-        print(f"{args.context}: return {returns.mean():.1f}, from {returns.min():.1f} to {returns.max():.1f}{note}")
-    else:
-        aer = {split: values.mean() for split, values in aib_envs.by_split(returns).items()}
-        print("AER " + ", ".join(f"{split} {value:.1f}" for split, value in aer.items()) + note)
-    if diverged.any():
-        print(f"{diverged.sum()} of {diverged.size} simulations diverged")
+        text = f"{in_words(args.context)}: return {returns.mean():.1f}"
+        text += f", from {returns.min():.1f} to {returns.max():.1f} in {args.eval_rollouts} episodes"
+        if diverged.any():
+            text += f" ({diverged.sum()} diverged)"
+    if unfinished_at is not None:
+        text += f" (unfinished, at step {unfinished_at})"
+    print(text)
 
 
 def in_words(context):
@@ -779,65 +953,82 @@ def in_words(context):
 
 def film(envs, agent, flip_at=None, title="", num_frames=200):
     """One rollout of an agent as a list of pictures: uint8 [height, width, 3], environments side by side, without the
-    warm-up. Every picture says task, context, time and the return so far. At step `flip_at` the actuators are reversed
-    (or swapped), and the pictures say so."""
+    warm-up. Every picture says task (or `title`), context, time and the return so far. At step `flip_at` the actuators
+    are reversed (or swapped)."""
     frames = []
 
     def policy(obs, history):
-        t, steps = history.t, history.rewards.shape[1]
+        t = history.t
+        steps = history.rewards.shape[1]
         if flip_at is not None and t == flip_at:
             for env in envs.envs:
                 env.unwrapped.flip()
         if t >= 0 and t % -(-steps // num_frames) == 0:
-            pictures = []
-            for env, rewards in zip(envs.envs, history.rewards, strict=True):
-                flipped = flip_at is not None and flip_at <= t < flip_at + steps // 5
-                pictures.append(_labelled(env.unwrapped, title, t, rewards[:t].sum(), flipped))
-            frames.append(np.hstack(pictures))
+            so_far = history.rewards[:, :t].sum(1)
+            pictures = zip(envs.envs, so_far, strict=True)
+            frames.append(np.hstack([_labelled(env.unwrapped, title, t, x) for env, x in pictures]))
         return agent.act(obs, history)
 
     aib_envs.evaluate(envs, policy, agent.window_size, rollouts=1)
     return frames
 
 
-def _labelled(env, title, t, so_far, flipped):
-    """A picture of an environment with a line above it and one below it."""
-    from PIL import Image, ImageDraw, ImageFont
+def _labelled(env, title, t, so_far):
+    """A picture of an environment, uint8 [height, width, 3], with a line above it, which is red while the actuators are
+    reversed or swapped, and one below it."""
+    from PIL import Image, ImageDraw
 
     picture = env.render()
     height, width, _ = picture.shape
-    image = Image.new("RGB", (width, height + 44), "white")
-    image.paste(Image.fromarray(picture), (0, 22))
+    band = 26
+    image = Image.new("RGB", (width, height + 2 * band), "white")
+    image.paste(Image.fromarray(picture), (0, band))
     draw = ImageDraw.Draw(image)
-    font = ImageFont.load_default(14)
+    changed = any(env.context.get(key) == value for key, value in (("inversion", -1), ("permutation", 1)))
+    draw.rectangle((0, 0, width, band - 1), fill="#b3001b" if changed else "#e8e8e8")
     above = f"{title or env.env_id}: {in_words(env.context)}"
-    draw.rectangle((0, 0, width, 21), fill="#c1121f" if flipped else "white")
-    draw.text((5, 3), above, fill="white" if flipped else "black", font=font)
-    draw.text((5, height + 25), f"step {t}", fill="black", font=font)
-    draw.text((width - 5, height + 25), f"return {so_far:.0f}", fill="black", font=font, anchor="ra")
+    _write_text(draw, (7, band / 2), above, width - 14, "white" if changed else "black", "lm")
+    _write_text(draw, (7, height + 1.5 * band), f"step {t}", width / 2, "black", "lm")
+    _write_text(draw, (width - 7, height + 1.5 * band), f"return {so_far:.0f}", width / 2, "black", "rm")
     return np.asarray(image)
 
 
-def write_gif(path, frames, fps=20):
-    """Writes pictures, uint8 [height, width, 3], as an animated GIF."""
-    import imageio
+def _write_text(draw, place, text, width, fill, anchor):
+    """A line of text, smaller or cut where it is wider than `width` pixels."""
+    from PIL import ImageFont
 
-    with open(path, "wb") as file:
-        imageio.mimsave(file, frames, format="GIF", fps=fps, loop=0)
+    for size in range(16, 10, -1):
+        font = ImageFont.load_default(size)
+        if draw.textlength(text, font) <= width:
+            break
+    while draw.textlength(text, font) > width:
+        text = text.rstrip("…")[:-1] + "…"
+    draw.text(place, text, fill=fill, font=font, anchor=anchor)
+
+
+def write_gif(path, frames, fps=20):
+    """Writes pictures, uint8 [height, width, 3], as an animated GIF. One palette for all of them makes it small."""
+    from PIL import Image
+
+    sample = np.vstack(frames[:: max(1, len(frames) // 10)])
+    palette = Image.fromarray(sample).quantize(128)
+    images = [Image.fromarray(frame).quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
+    images[0].save(path, "GIF", save_all=True, append_images=images[1:], duration=1000 // fps, loop=0)
 
 
 # ------------------------------------------------------- Tracking -----------------------------------------------------
 
 
-def _start_tracking(directory):
+def _start_tracking(directory, lengths):
     """Starts a process that sends the run's metrics to Weights & Biases until the run ends: a process of its own, so
-    that nothing that goes wrong there can end or block the run."""
-    command = [sys.executable, __file__, "track", str(directory)]
+    that nothing that goes wrong there can end or block the run. lengths: what is sent already, see `Run._restore`."""
+    command = [sys.executable, __file__, "track", str(directory), *map(str, lengths)]
     return subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
 
 
-def track(directory):
-    """Sends train.jsonl and metrics.jsonl, as they grow, and the video, until stdin is closed."""
+def track(directory, lengths):
+    """Sends metrics.jsonl and train.jsonl, from `lengths` [bytes] on and as they grow, and the video, until stdin is
+    closed. What a resumed run writes again is sent again: the same points."""
     logging.raiseExceptions = False  # wandb's own log may find its disk full
     try:
         import wandb
@@ -848,12 +1039,14 @@ def track(directory):
         options = {"config": config, "dir": where, "resume": "allow", "settings": settings}
         tracked = wandb.init(project="dmash", id=config["run"], name=config["run"], **options)
         tracked.define_metric("*", step_metric="global_step")  # two files, whose steps interleave
-        with open(directory / "train.jsonl") as train, open(directory / "metrics.jsonl") as metrics:
-            over = False
-            while not over:
-                over = bool(select.select([sys.stdin], [], [], 1.0)[0])  # the end of stdin: the run has ended
-                for line in (*train, *metrics):
-                    tracked.log(json.loads(line))
+        files = [open(directory / name) for name in ("metrics.jsonl", "train.jsonl")]
+        for file, length in zip(files, lengths, strict=True):
+            file.seek(length)
+        over = False
+        while not over:
+            over = bool(select.select([sys.stdin], [], [], 1.0)[0])  # the end of stdin: the run has ended
+            for line in (line for file in files for line in whole_lines(file)):
+                tracked.log(json.loads(line))
         if (directory / "video.gif").exists():
             tracked.log({"video": wandb.Video(str(directory / "video.gif"))})
         tracked.finish()
@@ -861,8 +1054,19 @@ def track(directory):
         fail(f"Weights & Biases gets nothing more of {directory}, which goes on: {str(error).partition(chr(10))[0]}")
 
 
+def whole_lines(file):
+    """The lines that an open file has got since the last call, without one that is just being written."""
+    while True:
+        place = file.tell()
+        line = file.readline()
+        if not line.endswith("\n"):
+            file.seek(place)
+            return
+        yield line
+
+
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["track"] and len(sys.argv) == 3:
-        track(Path(sys.argv[2]))
+    if sys.argv[1:2] == ["track"] and len(sys.argv) == 5:
+        track(Path(sys.argv[2]), [int(length) for length in sys.argv[3:]])
     else:
-        fail("usage: aib_run.py track runs/<directory>, which --track does")
+        fail("usage: aib_run.py track runs/<directory> 0 0, which --track does")

@@ -6,6 +6,7 @@ end to end from their RL loss. The context enters nowhere else. Start it with: p
 """
 
 import copy
+import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -22,7 +23,7 @@ import aib_run
 
 @dataclass
 class Args(aib_run.Args):  # --env-id, --seed, --total-timesteps, --resume, ... stand in aib_run.py
-    learning_starts: aib_run.Count = 5_000  # vector steps with random actions that come before the first gradient step
+    learning_starts: aib_run.Count = 5_000  # steps with random actions that come before the first gradient step
     buffer_size: aib_run.Count = 100_000  # transitions per context in the replay buffer
     batch_size: aib_run.Count = 256  # transitions per gradient step
     gamma: aib_run.Fraction = 0.99  # discount factor
@@ -48,8 +49,10 @@ def method_name(args):
 # embedding e_j, and one small network turns [z; e_j] into the chunk. `Hypernetwork.chunks` and `adapt_plainly` say so.
 BOTTLENECK = 32  # size of the adapter's hidden layer
 CHUNK = 512  # numbers in a chunk: a multiple of WIDTH, so that chunks hold whole rows of the matrices
+EMBEDDING = 8  # size of a chunk's embedding e_j
+FEATURES = 64  # size of the small network's layers
 MATRIX_CHUNKS = BOTTLENECK * WIDTH // CHUNK  # 16 chunks hold W_down, 16 hold W_up
-BIAS_CHUNKS = -(-(BOTTLENECK + WIDTH) // CHUNK)  # 1 more holds both biases, with room to spare
+BIAS_CHUNKS = math.ceil((BOTTLENECK + WIDTH) / CHUNK)  # 1 more holds both biases, with room to spare
 
 
 def split_biases(numbers):
@@ -60,7 +63,7 @@ def split_biases(numbers):
 def adapt_plainly(x, chunks):
     """The adapter as Eq. 3 says it: features x [batch, 256], chunks [batch, 33, 512] -> [batch, 256].
 
-    Chunk j = 0 ... 15 holds rows j and 16 + j of W_down; chunk 16 + j rows j, 16 + j, ... of W_up."""
+    Chunks 0 ... 15 are W_down's, 16 ... 31 W_up's. Row r of a matrix's chunk j is row 16 r + j of the matrix."""
     down, up, biases = chunks.split([MATRIX_CHUNKS, MATRIX_CHUNKS, BIAS_CHUNKS], dim=1)
     w_down = down.unflatten(2, (-1, WIDTH)).transpose(1, 2).flatten(1, 2)  # [batch, 32, 256]
     w_up = up.unflatten(2, (-1, BOTTLENECK)).transpose(1, 2).flatten(1, 2)  # [batch, 256, 32]
@@ -70,13 +73,14 @@ def adapt_plainly(x, chunks):
 
 
 # That is the definition. What runs is the same function, several times faster, since it never builds the matrices. The
-# last layer makes a chunk M f_j + m of the chunk's features f_j [64], and (M f_j + m) x is linear in x as well. So x
-# meets M and m first, in one product for the whole batch, and the result meets each sample's own f_j.
+# last layer makes a row M f + m of a chunk's features f [64], and the row times x is (M f + m) x = [x M, x m] [f; 1].
+# The first factor knows nothing of f: one product for the whole batch. The second is each sample's own, and small.
 class Omega(NamedTuple):
-    """Adapter weights: features and biases of each sample, and the last layer, which is the same for all of them."""
+    """The adapter's weights, never written out: each sample's features f and biases, and the last layer, which all
+    samples share."""
 
-    down: torch.Tensor  # [batch, 16, 65], [f_j; 1] of the chunks of W_down
-    up: torch.Tensor  # [batch, 16, 65], [f_j; 1] of the chunks of W_up
+    down: torch.Tensor  # [batch, 16, 65], [f; 1] of the chunks of W_down
+    up: torch.Tensor  # [batch, 16, 65], [f; 1] of the chunks of W_up
     b_down: torch.Tensor  # [batch, 32]
     b_up: torch.Tensor  # [batch, 256]
     head_down: torch.Tensor  # [256, 2 * 65], [M m] laid out for W_down, which has 256 inputs
@@ -92,10 +96,12 @@ class Hypernetwork(nn.Module):
 
     def __init__(self, inputs):
         super().__init__()
-        self.embeddings = nn.Parameter(torch.randn(2 * MATRIX_CHUNKS + BIAS_CHUNKS, 8))
-        self.first = nn.Linear(inputs + 8, 64)
-        self.second = nn.Linear(64, 64)
-        self.head = nn.Linear(64, CHUNK)
+        if CHUNK % WIDTH or CHUNK % BOTTLENECK:
+            raise ValueError("CHUNK must be a multiple of WIDTH and of BOTTLENECK")
+        self.embeddings = nn.Parameter(torch.randn(2 * MATRIX_CHUNKS + BIAS_CHUNKS, EMBEDDING))
+        self.first = nn.Linear(inputs + EMBEDDING, FEATURES)
+        self.second = nn.Linear(FEATURES, FEATURES)
+        self.head = nn.Linear(FEATURES, CHUNK)
 
     def chunks(self, z):
         """The definition: [batch, 33, 512]."""
@@ -104,8 +110,9 @@ class Hypernetwork(nn.Module):
         return self.head(F.relu(self.second(F.relu(self.first(z_e)))))
 
     def forward(self, z):
-        w_z, w_e = self.first.weight.tensor_split([-8], dim=1)
-        of_z = F.linear(z, w_z, self.first.bias)[:, None]  # first([z; e_j]): z's part once for all j
+        # first([z; e_j]) is a sum: z's part is computed once for all j, e_j's part once for all samples.
+        w_z, w_e = self.first.weight.tensor_split([-EMBEDDING], dim=1)
+        of_z = F.linear(z, w_z, self.first.bias)[:, None]
         of_e = F.linear(self.embeddings, w_e)
         parts = of_e.split([MATRIX_CHUNKS, MATRIX_CHUNKS, BIAS_CHUNKS])
         down, up, last = (F.relu(self.second(F.relu(of_z + part))) for part in parts)
@@ -116,15 +123,15 @@ class Hypernetwork(nn.Module):
             up=F.pad(up, (0, 1), value=1.0),
             b_down=b_down,
             b_up=b_up,
-            head_down=head.view(-1, WIDTH, 65).transpose(0, 1).flatten(1),
-            head_up=head.view(-1, BOTTLENECK, 65).transpose(0, 1).flatten(1),
+            head_down=head.view(-1, WIDTH, FEATURES + 1).transpose(0, 1).flatten(1),
+            head_up=head.view(-1, BOTTLENECK, FEATURES + 1).transpose(0, 1).flatten(1),
         )
 
 
 def generated_linear(x, features, head):
     """Each sample's own generated matrix times its x [batch, in] -> [batch, out]."""
-    through_head = (x @ head).unflatten(1, (-1, 65))  # [batch, rows of a chunk, 65]
-    return (through_head @ features.mT).flatten(1)  # all chunks' first rows come first
+    through_head = (x @ head).unflatten(1, (-1, FEATURES + 1))  # [x M, x m]: [batch, rows of a chunk, 65]
+    return (through_head @ features.mT).flatten(1)  # the chunks' first rows, then their second ones, ...
 
 
 def adapt(x, omega):
@@ -139,8 +146,8 @@ def adapt(x, omega):
 class MLP(nn.Module):
     """Trunk, adapter from an own hypernetwork, head. The trunk ends without an activation, the adapter with a ReLU.
 
-    What it is told: the contexts [n, context_dim] that occur in the batch, and which of them each sample has, as a
-    one-hot vector [batch, n]. So an adapter is generated once for each context, not once for each sample."""
+    `condition`: the contexts [n, context_dim] that occur in the batch, and which of them each sample has, as one-hot
+    vectors [batch, n]. So an adapter is generated once for each context, not once for each sample."""
 
     def __init__(self, inputs, outputs, context_dim):
         super().__init__()
@@ -148,8 +155,8 @@ class MLP(nn.Module):
         self.head = nn.Linear(WIDTH, outputs)
         self.hypernetwork = Hypernetwork(context_dim)
 
-    def forward(self, x, context):  # [batch, inputs] -> [batch, outputs]
-        contexts, which = context
+    def forward(self, x, condition):  # [batch, inputs] -> [batch, outputs]
+        contexts, which = condition
         omega = self.hypernetwork(contexts)
         of_context = omega._asdict()
         for name in ("down", "up", "b_down", "b_up"):  # hand them out to the samples
@@ -159,16 +166,17 @@ class MLP(nn.Module):
 
 
 class Actor(MLP):
-    """Gaussian policy, squashed into (-1, 1) by tanh. The head gives mean and log standard deviation."""
+    """Gaussian policy, squashed into (-1, 1) by tanh. The head gives mean and log standard deviation. `condition` is
+    what the trunk and head are told about the context."""
 
-    def forward(self, obs, context):
-        mean, log_std = super().forward(obs, context).chunk(2, dim=1)
+    def forward(self, obs, condition):
+        mean, log_std = super().forward(obs, condition).chunk(2, dim=1)
         log_std = -5 + 3.5 * (torch.tanh(log_std) + 1)  # in [-5, 2]
         return mean, log_std
 
-    def get_action(self, obs, context):
+    def get_action(self, obs, condition):
         """A sampled action [batch, act_dim] and its log-probability [batch]."""
-        mean, log_std = self(obs, context)
+        mean, log_std = self(obs, condition)
         normal = torch.distributions.Normal(mean, log_std.exp(), validate_args=False)
         x = normal.rsample()
         action = torch.tanh(x)
@@ -259,11 +267,11 @@ class Agent(nn.Module):
         """obs [n, obs_dim] -> actions [n, act_dim]: sampled in training, deterministic in evaluation (all NumPy)."""
         obs = torch.from_numpy(obs).to(self.log_alpha.device)
         obs, contexts = self.split(obs)
-        context = contexts, torch.eye(len(obs), device=obs.device)  # each environment has its own
+        condition = (contexts, torch.eye(len(obs), device=obs.device))  # each environment has its own context
         if training:
-            actions, _ = self.actor.get_action(obs, context)
+            actions, _ = self.actor.get_action(obs, condition)
         else:
-            mean, _ = self.actor(obs, context)
+            mean, _ = self.actor(obs, condition)
             actions = torch.tanh(mean)
         return actions.cpu().numpy()
 
@@ -274,18 +282,18 @@ class Agent(nn.Module):
         next_obs, _ = self.split(next_obs)
         obs_actions = torch.cat([obs, actions], 1)
         which = (true_context[:, None] == self.contexts).all(2).float()  # one-hot [batch, 20]
-        context = self.contexts, which / which.sum(1, keepdim=True)  # NaN for a context that is none of them
+        condition = (self.contexts, which / which.sum(1, keepdim=True))  # NaN for a context that is none of them
 
         # Critics. Episodes end by time limit only, so the target always bootstraps.
         with torch.no_grad():
-            next_actions, next_log_pi = self.actor.get_action(next_obs, context)
+            next_actions, next_log_pi = self.actor.get_action(next_obs, condition)
             next_obs_actions = torch.cat([next_obs, next_actions], 1)
-            qf1_next = self.qf1_target(next_obs_actions, context)
-            qf2_next = self.qf2_target(next_obs_actions, context)
+            qf1_next = self.qf1_target(next_obs_actions, condition)
+            qf2_next = self.qf2_target(next_obs_actions, condition)
             min_qf_next = torch.min(qf1_next, qf2_next).squeeze(1) - self.log_alpha.exp() * next_log_pi
             next_q_value = rewards + self.args.gamma * min_qf_next
-        qf1 = self.qf1(obs_actions, context).squeeze(1)
-        qf2 = self.qf2(obs_actions, context).squeeze(1)
+        qf1 = self.qf1(obs_actions, condition).squeeze(1)
+        qf2 = self.qf2(obs_actions, condition).squeeze(1)
         losses["qf_loss"] = F.mse_loss(qf1, next_q_value) + F.mse_loss(qf2, next_q_value)
         self.q_optimizer.zero_grad()
         losses["qf_loss"].backward()
@@ -294,7 +302,7 @@ class Agent(nn.Module):
         policy_updates = POLICY_FREQUENCY if update_policy else 0
         for _ in range(policy_updates):
             # Policy
-            losses["actor_loss"], log_pi = self.actor_loss(obs, context)
+            losses["actor_loss"], log_pi = self.actor_loss(obs, condition)
             self.actor_optimizer.zero_grad()
             losses["actor_loss"].backward(inputs=list(self.actor.parameters()))  # the Q-functions learn nothing from it
             self.actor_optimizer.step()
@@ -310,11 +318,11 @@ class Agent(nn.Module):
         losses["alpha"] = self.log_alpha.exp()
         return {name: loss.detach() for name, loss in losses.items()}
 
-    def actor_loss(self, obs, context):
+    def actor_loss(self, obs, condition):
         """The policy's loss [] and the log-probabilities [batch] of the actions that it samples."""
-        pi, log_pi = self.actor.get_action(obs, context)
+        pi, log_pi = self.actor.get_action(obs, condition)
         obs_pi = torch.cat([obs, pi], 1)
-        min_qf_pi = torch.min(self.qf1(obs_pi, context), self.qf2(obs_pi, context)).squeeze(1)
+        min_qf_pi = torch.min(self.qf1(obs_pi, condition), self.qf2(obs_pi, condition)).squeeze(1)
         return (self.log_alpha.exp().detach() * log_pi - min_qf_pi).mean(), log_pi
 
     @torch.no_grad()
@@ -361,10 +369,10 @@ def train(args):
         # An episode in all training contexts at once. Before it comes a warm-up (t < 0), which fills the window.
         history.begin()
         for t in range(-agent.window_size, steps):
-            if t in (-agent.window_size, 0):
+            if t in (-agent.window_size, 0):  # the warm-up and the episode each begin with a reset
                 obs, _ = envs.reset(seed=aib_envs.reset_seeds(n, 0, args.seed, run.episode, int(t < 0)))
             learning = run.episode * steps + max(t, 0) >= args.learning_starts
-            actions = 2 * torch.rand(n, act_dim).numpy() - 1
+            actions = 2 * torch.rand(n, act_dim).numpy() - 1  # at first random ones
             if learning:
                 actions = agent.act(obs, history, training=True)
             next_obs, rewards, _, _, infos = envs.step(actions)

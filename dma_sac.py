@@ -21,14 +21,14 @@ import aib_run
 
 @dataclass
 class Args(aib_run.Args):  # --env-id, --seed, --total-timesteps, --resume, ... stand in aib_run.py
-    learning_starts: aib_run.Count = 5_000  # vector steps with random actions that come before the first gradient step
+    learning_starts: aib_run.Count = 5_000  # steps with random actions that come before the first gradient step
     buffer_size: aib_run.Count = 100_000  # transitions per context in the replay buffer
     batch_size: aib_run.Count = 256  # transitions per gradient step
     gamma: aib_run.Fraction = 0.99  # discount factor
     tau: aib_run.Fraction = 0.005  # smoothing coefficient of the target networks
     policy_lr: aib_run.Fraction = 3e-4  # learning rate of the policy
     q_lr: aib_run.Fraction = 1e-3  # learning rate of the Q-functions and the temperature
-    dynamics_lr: aib_run.Fraction = 3e-4  # learning rate of what the dynamics loss trains
+    dynamics_lr: aib_run.Fraction = 3e-4  # learning rate of encoder and dynamics model
     mask_prob: aib_run.Fraction = 0.2  # probability with which the encoder's inputs are masked in training
     normalise: bool = True  # AvgL1Norm behind the encoder's embedding and SimNorm at its end
     kl_beta: aib_run.Fraction = (
@@ -63,7 +63,7 @@ def subsample(batch_size, window_size, training, device=None):
     training a random fifth in random order, in evaluation a fifth evenly spaced in time."""
     n = window_size // 5
     if training:
-        return torch.rand(batch_size, window_size, device=device).topk(n).indices
+        return torch.rand(batch_size, window_size, device=device).topk(n).indices  # n different places
     return torch.linspace(0, window_size - 1, n, dtype=torch.float64).long()[None]
 
 
@@ -141,16 +141,17 @@ class MLP(nn.Module):
 
 
 class Actor(MLP):
-    """Gaussian policy, squashed into (-1, 1) by tanh. The head gives mean and log standard deviation."""
+    """Gaussian policy, squashed into (-1, 1) by tanh. The head gives mean and log standard deviation. `condition` is
+    what the trunk and head are told about the context."""
 
-    def forward(self, obs, context):
-        mean, log_std = super().forward(obs, context).chunk(2, dim=1)
+    def forward(self, obs, condition):
+        mean, log_std = super().forward(obs, condition).chunk(2, dim=1)
         log_std = -5 + 3.5 * (torch.tanh(log_std) + 1)  # in [-5, 2]
         return mean, log_std
 
-    def get_action(self, obs, context):
+    def get_action(self, obs, condition):
         """A sampled action [batch, act_dim] and its log-probability [batch]."""
-        mean, log_std = self(obs, context)
+        mean, log_std = self(obs, condition)
         normal = torch.distributions.Normal(mean, log_std.exp(), validate_args=False)
         x = normal.rsample()
         action = torch.tanh(x)
@@ -195,18 +196,20 @@ class ReplayBuffer:
         """Steps drawn uniformly from all finished episodes: obs, actions, next_obs, rewards, all [batch, ...], and what
         the encoder sees of the window before each of them: (obs, actions, deltas), all [batch, time, dim]."""
         device = self.obs.device
-        obs, next_obs = self.obs.flatten(0, 1), self.next_obs.flatten(0, 1)  # [episodes, K + T, obs_dim]
-        actions, rewards = self.actions.flatten(0, 1), self.rewards.flatten(0, 1)
+        obs = self.obs.flatten(0, 2)  # the steps of all episodes in one list
+        next_obs = self.next_obs.flatten(0, 2)
+        actions = self.actions.flatten(0, 2)
 
         i = torch.randint(self.total, (batch_size,), device=device)
         episode = torch.searchsorted(self.ends, i, right=True)  # the one that step i lies in
-        t = i - self.begins[episode]
-        now = self.window_size + t
+        t = i - self.begins[episode]  # the step's place in that episode
+        start = episode * self.obs.shape[2] + t  # where the step's window begins in these lists
+        now = start + self.window_size
 
-        past = t[:, None] + subsample(batch_size, self.window_size, training=True, device=device)  # all before `now`
-        row = episode[:, None]
-        window = (obs[row, past], actions[row, past], next_obs[row, past] - obs[row, past])
-        return obs[episode, now], actions[episode, now], next_obs[episode, now], rewards[episode, t], window
+        past = start[:, None] + subsample(batch_size, self.window_size, training=True, device=device)  # all before now
+        window_obs = F.embedding(past, obs)  # obs[past], faster
+        window = (window_obs, F.embedding(past, actions), F.embedding(past, next_obs) - window_obs)
+        return obs[now], actions[now], next_obs[now], self.rewards.flatten(0, 1)[episode, t], window
 
 
 # ------------------------------------------------ Acting and learning -------------------------------------------------
@@ -217,7 +220,7 @@ def adam(parameters, lr):
 
 
 class Agent(nn.Module):
-    """Soft actor-critic, what tells it about the context, and the dynamics model that trains that."""
+    """Soft actor-critic, told by an encoder, which the dynamics model trains."""
 
     def __init__(self, obs_dim, act_dim, args):
         super().__init__()
@@ -237,8 +240,8 @@ class Agent(nn.Module):
         self.log_alpha = nn.Parameter(torch.zeros(()))
 
         modules = nn.ModuleList([self.encoder, self.dynamics])
-        self.context_parameters = list(modules.parameters())
-        self.context_optimizer = adam(self.context_parameters, args.dynamics_lr)
+        self.dynamics_parameters = list(modules.parameters())
+        self.dynamics_optimizer = adam(self.dynamics_parameters, args.dynamics_lr)
         self.q_optimizer = adam([*self.qf1.parameters(), *self.qf2.parameters()], args.q_lr)
         self.actor_optimizer = adam(self.actor.parameters(), args.policy_lr)
         self.alpha_optimizer = adam([self.log_alpha], args.q_lr)
@@ -273,12 +276,12 @@ class Agent(nn.Module):
         z = self.encoder(*window)
         predicted = self.dynamics(obs_actions, z)
         losses["dynamics_loss"] = F.mse_loss(predicted, next_obs - obs)
-        context_loss = losses["dynamics_loss"]
+        dynamics_objective = losses["dynamics_loss"]
         if self.args.kl_beta > 0:
             losses["kl"] = self.encoder.head.kl
-            context_loss = context_loss * (1 + self.args.kl_beta * losses["kl"])
-        self.context_optimizer.zero_grad()
-        context_loss.backward()  # its step comes last
+            dynamics_objective = dynamics_objective * (1 + self.args.kl_beta * losses["kl"])
+        self.dynamics_optimizer.zero_grad()
+        dynamics_objective.backward()  # its step comes last
 
         # From here on z is a constant.
         z = z.detach()
@@ -314,15 +317,15 @@ class Agent(nn.Module):
             self.alpha_optimizer.step()
 
         self.update_targets()
-        self.context_optimizer.step()
+        self.dynamics_optimizer.step()
         losses["alpha"] = self.log_alpha.exp()
         return {name: loss.detach() for name, loss in losses.items()}
 
-    def actor_loss(self, obs, context, reduce=torch.mean):
+    def actor_loss(self, obs, condition, reduce=torch.mean):
         """The policy's loss [] and the log-probabilities [batch] of the actions that it samples."""
-        pi, log_pi = self.actor.get_action(obs, context)
+        pi, log_pi = self.actor.get_action(obs, condition)
         obs_pi = torch.cat([obs, pi], 1)
-        min_qf_pi = torch.min(self.qf1(obs_pi, context), self.qf2(obs_pi, context)).squeeze(1)
+        min_qf_pi = torch.min(self.qf1(obs_pi, condition), self.qf2(obs_pi, condition)).squeeze(1)
         return reduce(self.log_alpha.exp().detach() * log_pi - min_qf_pi), log_pi
 
     @torch.no_grad()
@@ -372,10 +375,10 @@ def train(args):
         # An episode in all training contexts at once. Before it comes a warm-up (t < 0), which fills the window.
         history.begin()
         for t in range(-agent.window_size, steps):
-            if t in (-agent.window_size, 0):
+            if t in (-agent.window_size, 0):  # the warm-up and the episode each begin with a reset
                 obs, _ = envs.reset(seed=aib_envs.reset_seeds(n, 0, args.seed, run.episode, int(t < 0)))
             learning = run.episode * steps + max(t, 0) >= args.learning_starts
-            actions = 2 * torch.rand(n, act_dim).numpy() - 1
+            actions = 2 * torch.rand(n, act_dim).numpy() - 1  # at first random ones
             if learning:
                 actions = agent.act(obs, history, training=True)
             next_obs, rewards, _, _, infos = envs.step(actions)

@@ -20,7 +20,7 @@ import aib_run
 
 @dataclass
 class Args(aib_run.Args):  # --env-id, --seed, --total-timesteps, --resume, ... stand in aib_run.py
-    learning_starts: aib_run.Count = 5_000  # vector steps with random actions that come before the first gradient step
+    learning_starts: aib_run.Count = 5_000  # steps with random actions that come before the first gradient step
     buffer_size: aib_run.Count = 100_000  # transitions per context in the replay buffer
     batch_size: aib_run.Count = 256  # transitions per gradient step
     gamma: aib_run.Fraction = 0.99  # discount factor
@@ -249,10 +249,10 @@ def train(args):
         # An episode in all training contexts at once. Before it comes a warm-up (t < 0), which fills the window.
         history.begin()
         for t in range(-agent.window_size, steps):
-            if t in (-agent.window_size, 0):
+            if t in (-agent.window_size, 0):  # the warm-up and the episode each begin with a reset
                 obs, _ = envs.reset(seed=aib_envs.reset_seeds(n, 0, args.seed, run.episode, int(t < 0)))
             learning = run.episode * steps + max(t, 0) >= args.learning_starts
-            actions = 2 * torch.rand(n, act_dim).numpy() - 1
+            actions = 2 * torch.rand(n, act_dim).numpy() - 1  # at first random ones
             if learning:
                 actions = agent.act(obs, history, training=True)
             next_obs, rewards, _, _, infos = envs.step(actions)

@@ -9,6 +9,7 @@ strong in meta-RL"). Start it with: python rsac.py --env-id DI
 """
 
 import copy
+import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -24,7 +25,7 @@ import aib_run
 
 @dataclass
 class Args(aib_run.Args):  # --env-id, --seed, --total-timesteps, --resume, ... stand in aib_run.py
-    learning_starts: aib_run.Count = 5_000  # vector steps with random actions that come before the first gradient step
+    learning_starts: aib_run.Count = 5_000  # steps with random actions that come before the first gradient step
     buffer_size: aib_run.Count = 100_000  # transitions per context in the replay buffer
     batch_size: aib_run.Count = 256  # transitions per gradient step
     gamma: aib_run.Fraction = 0.99  # discount factor
@@ -65,7 +66,7 @@ def subsample(batch_size, window_size, training, device=None):
     training a random fifth in random order, in evaluation a fifth evenly spaced in time."""
     n = window_size // 5
     if training:
-        return torch.rand(batch_size, window_size, device=device).topk(n).indices
+        return torch.rand(batch_size, window_size, device=device).topk(n).indices  # n different places
     return torch.linspace(0, window_size - 1, n, dtype=torch.float64).long()[None]
 
 
@@ -116,8 +117,10 @@ class Encoder(nn.Module):
 # embedding e_j, and one small network turns [z; e_j] into the chunk. `Hypernetwork.chunks` and `adapt_plainly` say so.
 BOTTLENECK = 32  # size of the adapter's hidden layer
 CHUNK = 512  # numbers in a chunk: a multiple of WIDTH, so that chunks hold whole rows of the matrices
+EMBEDDING = 8  # size of a chunk's embedding e_j
+FEATURES = 64  # size of the small network's layers
 MATRIX_CHUNKS = BOTTLENECK * WIDTH // CHUNK  # 16 chunks hold W_down, 16 hold W_up
-BIAS_CHUNKS = -(-(BOTTLENECK + WIDTH) // CHUNK)  # 1 more holds both biases, with room to spare
+BIAS_CHUNKS = math.ceil((BOTTLENECK + WIDTH) / CHUNK)  # 1 more holds both biases, with room to spare
 
 
 def split_biases(numbers):
@@ -128,7 +131,7 @@ def split_biases(numbers):
 def adapt_plainly(x, chunks):
     """The adapter as Eq. 3 says it: features x [batch, 256], chunks [batch, 33, 512] -> [batch, 256].
 
-    Chunk j = 0 ... 15 holds rows j and 16 + j of W_down; chunk 16 + j rows j, 16 + j, ... of W_up."""
+    Chunks 0 ... 15 are W_down's, 16 ... 31 W_up's. Row r of a matrix's chunk j is row 16 r + j of the matrix."""
     down, up, biases = chunks.split([MATRIX_CHUNKS, MATRIX_CHUNKS, BIAS_CHUNKS], dim=1)
     w_down = down.unflatten(2, (-1, WIDTH)).transpose(1, 2).flatten(1, 2)  # [batch, 32, 256]
     w_up = up.unflatten(2, (-1, BOTTLENECK)).transpose(1, 2).flatten(1, 2)  # [batch, 256, 32]
@@ -138,13 +141,14 @@ def adapt_plainly(x, chunks):
 
 
 # That is the definition. What runs is the same function, several times faster, since it never builds the matrices. The
-# last layer makes a chunk M f_j + m of the chunk's features f_j [64], and (M f_j + m) x is linear in x as well. So x
-# meets M and m first, in one product for the whole batch, and the result meets each sample's own f_j.
+# last layer makes a row M f + m of a chunk's features f [64], and the row times x is (M f + m) x = [x M, x m] [f; 1].
+# The first factor knows nothing of f: one product for the whole batch. The second is each sample's own, and small.
 class Omega(NamedTuple):
-    """Adapter weights: features and biases of each sample, and the last layer, which is the same for all of them."""
+    """The adapter's weights, never written out: each sample's features f and biases, and the last layer, which all
+    samples share."""
 
-    down: torch.Tensor  # [batch, 16, 65], [f_j; 1] of the chunks of W_down
-    up: torch.Tensor  # [batch, 16, 65], [f_j; 1] of the chunks of W_up
+    down: torch.Tensor  # [batch, 16, 65], [f; 1] of the chunks of W_down
+    up: torch.Tensor  # [batch, 16, 65], [f; 1] of the chunks of W_up
     b_down: torch.Tensor  # [batch, 32]
     b_up: torch.Tensor  # [batch, 256]
     head_down: torch.Tensor  # [256, 2 * 65], [M m] laid out for W_down, which has 256 inputs
@@ -160,10 +164,12 @@ class Hypernetwork(nn.Module):
 
     def __init__(self, inputs):
         super().__init__()
-        self.embeddings = nn.Parameter(torch.randn(2 * MATRIX_CHUNKS + BIAS_CHUNKS, 8))
-        self.first = nn.Linear(inputs + 8, 64)
-        self.second = nn.Linear(64, 64)
-        self.head = nn.Linear(64, CHUNK)
+        if CHUNK % WIDTH or CHUNK % BOTTLENECK:
+            raise ValueError("CHUNK must be a multiple of WIDTH and of BOTTLENECK")
+        self.embeddings = nn.Parameter(torch.randn(2 * MATRIX_CHUNKS + BIAS_CHUNKS, EMBEDDING))
+        self.first = nn.Linear(inputs + EMBEDDING, FEATURES)
+        self.second = nn.Linear(FEATURES, FEATURES)
+        self.head = nn.Linear(FEATURES, CHUNK)
 
     def chunks(self, z):
         """The definition: [batch, 33, 512]."""
@@ -172,8 +178,9 @@ class Hypernetwork(nn.Module):
         return self.head(F.relu(self.second(F.relu(self.first(z_e)))))
 
     def forward(self, z):
-        w_z, w_e = self.first.weight.tensor_split([-8], dim=1)
-        of_z = F.linear(z, w_z, self.first.bias)[:, None]  # first([z; e_j]): z's part once for all j
+        # first([z; e_j]) is a sum: z's part is computed once for all j, e_j's part once for all samples.
+        w_z, w_e = self.first.weight.tensor_split([-EMBEDDING], dim=1)
+        of_z = F.linear(z, w_z, self.first.bias)[:, None]
         of_e = F.linear(self.embeddings, w_e)
         parts = of_e.split([MATRIX_CHUNKS, MATRIX_CHUNKS, BIAS_CHUNKS])
         down, up, last = (F.relu(self.second(F.relu(of_z + part))) for part in parts)
@@ -184,15 +191,15 @@ class Hypernetwork(nn.Module):
             up=F.pad(up, (0, 1), value=1.0),
             b_down=b_down,
             b_up=b_up,
-            head_down=head.view(-1, WIDTH, 65).transpose(0, 1).flatten(1),
-            head_up=head.view(-1, BOTTLENECK, 65).transpose(0, 1).flatten(1),
+            head_down=head.view(-1, WIDTH, FEATURES + 1).transpose(0, 1).flatten(1),
+            head_up=head.view(-1, BOTTLENECK, FEATURES + 1).transpose(0, 1).flatten(1),
         )
 
 
 def generated_linear(x, features, head):
     """Each sample's own generated matrix times its x [batch, in] -> [batch, out]."""
-    through_head = (x @ head).unflatten(1, (-1, 65))  # [batch, rows of a chunk, 65]
-    return (through_head @ features.mT).flatten(1)  # all chunks' first rows come first
+    through_head = (x @ head).unflatten(1, (-1, FEATURES + 1))  # [x M, x m]: [batch, rows of a chunk, 65]
+    return (through_head @ features.mT).flatten(1)  # the chunks' first rows, then their second ones, ...
 
 
 def adapt(x, omega):
@@ -215,25 +222,26 @@ class MLP(nn.Module):
         self.trunk = nn.Sequential(nn.Linear(inputs, WIDTH), nn.ReLU(), nn.Linear(WIDTH, WIDTH))
         self.head = nn.Linear(WIDTH, outputs)
 
-    def forward(self, x, context):  # [batch, inputs] -> [batch, outputs]; context: z [batch, 8], or omega
+    def forward(self, x, condition):  # [batch, inputs] -> [batch, outputs]; condition: z [batch, 8], or omega
         if self.hypernetwork:
-            features = adapt(self.trunk(x), context)
+            features = adapt(self.trunk(x), condition)
         else:
-            features = F.relu(self.trunk(torch.cat([x, context], 1)))
+            features = F.relu(self.trunk(torch.cat([x, condition], 1)))
         return self.head(features)
 
 
 class Actor(MLP):
-    """Gaussian policy, squashed into (-1, 1) by tanh. The head gives mean and log standard deviation."""
+    """Gaussian policy, squashed into (-1, 1) by tanh. The head gives mean and log standard deviation. `condition` is
+    what the trunk and head are told about the context."""
 
-    def forward(self, obs, context):
-        mean, log_std = super().forward(obs, context).chunk(2, dim=1)
+    def forward(self, obs, condition):
+        mean, log_std = super().forward(obs, condition).chunk(2, dim=1)
         log_std = -5 + 3.5 * (torch.tanh(log_std) + 1)  # in [-5, 2]
         return mean, log_std
 
-    def get_action(self, obs, context):
+    def get_action(self, obs, condition):
         """A sampled action [batch, act_dim] and its log-probability [batch]."""
-        mean, log_std = self(obs, context)
+        mean, log_std = self(obs, condition)
         normal = torch.distributions.Normal(mean, log_std.exp(), validate_args=False)
         x = normal.rsample()
         action = torch.tanh(x)
@@ -241,7 +249,7 @@ class Actor(MLP):
         return action, log_prob.sum(1)
 
 
-class ContextNetwork(nn.Module):
+class Inference(nn.Module):
     """Window -> what networks are told about the context: z [batch, 8], or with a hypernetwork omega."""
 
     def __init__(self, obs_dim, act_dim, args):
@@ -261,12 +269,14 @@ class Critic(nn.Module):
 
     def __init__(self, obs_dim, act_dim, args):
         super().__init__()
-        self.context = ContextNetwork(obs_dim, act_dim, args)
+        self.infer = Inference(obs_dim, act_dim, args)
         self.qf1 = MLP(obs_dim + act_dim, 1, args.hypernetwork)
         self.qf2 = MLP(obs_dim + act_dim, 1, args.hypernetwork)
 
-    def forward(self, obs_actions, context):  # -> two times [batch]
-        return self.qf1(obs_actions, context).squeeze(1), self.qf2(obs_actions, context).squeeze(1)
+    def forward(self, obs_actions, condition):  # -> two times [batch]
+        qf1 = self.qf1(obs_actions, condition)
+        qf2 = self.qf2(obs_actions, condition)
+        return qf1.squeeze(1), qf2.squeeze(1)
 
 
 # ---------------------------------------------------- Replay buffer ---------------------------------------------------
@@ -306,19 +316,22 @@ class ReplayBuffer:
         """Steps drawn uniformly from all finished episodes: obs, actions, next_obs, rewards, all [batch, ...], and what
         the encoder sees of the window before each of them: (obs, actions, deltas, rewards), all [batch, time, dim]."""
         device = self.obs.device
-        obs, next_obs = self.obs.flatten(0, 1), self.next_obs.flatten(0, 1)  # [episodes, K + T, obs_dim]
-        actions, rewards = self.actions.flatten(0, 1), self.rewards.flatten(0, 1)
+        obs = self.obs.flatten(0, 2)  # the steps of all episodes in one list
+        next_obs = self.next_obs.flatten(0, 2)
+        actions = self.actions.flatten(0, 2)
+        rewards = self.rewards.flatten()
 
         i = torch.randint(self.total, (batch_size,), device=device)
         episode = torch.searchsorted(self.ends, i, right=True)  # the one that step i lies in
-        t = i - self.begins[episode]
-        now = self.window_size + t
+        t = i - self.begins[episode]  # the step's place in that episode
+        start = episode * self.obs.shape[2] + t  # where the step's window begins in these lists
+        now = start + self.window_size
 
-        past = t[:, None] + subsample(batch_size, self.window_size, training=True, device=device)  # all before `now`
-        row = episode[:, None]
-        deltas = next_obs[row, past] - obs[row, past]
-        window = (obs[row, past], actions[row, past], deltas, rewards[row, past, None])
-        return obs[episode, now], actions[episode, now], next_obs[episode, now], rewards[episode, now], window
+        past = start[:, None] + subsample(batch_size, self.window_size, training=True, device=device)  # all before now
+        window_obs = F.embedding(past, obs)  # obs[past], faster
+        deltas = F.embedding(past, next_obs) - window_obs
+        window = (window_obs, F.embedding(past, actions), deltas, rewards[past][..., None])
+        return obs[now], actions[now], next_obs[now], rewards[now], window
 
 
 # ------------------------------------------------ Acting and learning -------------------------------------------------
@@ -336,16 +349,16 @@ class Agent(nn.Module):
         self.args = args
         self.target_entropy = -act_dim
         self.window_size = aib_envs.get_task(args.env_id).window  # K
-        self.actor_context = ContextNetwork(obs_dim, act_dim, args)
+        self.infer_for_actor = Inference(obs_dim, act_dim, args)
         self.actor = Actor(obs_dim, 2 * act_dim, args.hypernetwork)
         self.critic = Critic(obs_dim, act_dim, args)
         self.critic_target = copy.deepcopy(self.critic)
         self.log_alpha = nn.Parameter(torch.zeros(()))
 
-        self.actor_parameters = [*self.actor_context.parameters(), *self.actor.parameters()]
+        self.actor_parameters = [*self.infer_for_actor.parameters(), *self.actor.parameters()]
         self.actor_optimizer = adam(self.actor_parameters, args.policy_lr)
         self.q_optimizer = adam([*self.critic.qf1.parameters(), *self.critic.qf2.parameters()], args.q_lr)
-        self.encoder_optimizer = adam(self.critic.context.parameters(), args.encoder_lr)
+        self.encoder_optimizer = adam(self.critic.infer.parameters(), args.encoder_lr)
         self.alpha_optimizer = adam([self.log_alpha], args.q_lr)
 
     @torch.inference_mode()
@@ -356,11 +369,11 @@ class Agent(nn.Module):
         window = [torch.from_numpy(part).to(device) for part in history.window(places, with_rewards=True)]
         obs = torch.from_numpy(obs).to(device)
         self.train(training)
-        context = self.actor_context(window)
+        condition = self.infer_for_actor(window)
         if training:
-            actions, _ = self.actor.get_action(obs, context)
+            actions, _ = self.actor.get_action(obs, condition)
         else:
-            mean, _ = self.actor(obs, context)
+            mean, _ = self.actor(obs, condition)
             actions = torch.tanh(mean)
         return actions.cpu().numpy()
 
@@ -372,12 +385,12 @@ class Agent(nn.Module):
 
         # Critics and their encoder. Episodes end by time limit only, so the target always bootstraps.
         with torch.no_grad():
-            next_actions, next_log_pi = self.actor.get_action(next_obs, self.actor_context(window))
+            next_actions, next_log_pi = self.actor.get_action(next_obs, self.infer_for_actor(window))
             next_obs_actions = torch.cat([next_obs, next_actions], 1)
-            qf1_next, qf2_next = self.critic_target(next_obs_actions, self.critic_target.context(window))
+            qf1_next, qf2_next = self.critic_target(next_obs_actions, self.critic_target.infer(window))
             min_qf_next = torch.min(qf1_next, qf2_next) - self.log_alpha.exp() * next_log_pi
             next_q_value = rewards + self.args.gamma * min_qf_next
-        qf1, qf2 = self.critic(obs_actions, self.critic.context(window))
+        qf1, qf2 = self.critic(obs_actions, self.critic.infer(window))
         losses["qf_loss"] = F.mse_loss(qf1, next_q_value) + F.mse_loss(qf2, next_q_value)
         self.q_optimizer.zero_grad()
         self.encoder_optimizer.zero_grad()
@@ -406,10 +419,10 @@ class Agent(nn.Module):
 
     def actor_loss(self, obs, window):
         """The policy's loss [] and the log-probabilities [batch] of the actions that it samples."""
-        pi, log_pi = self.actor.get_action(obs, self.actor_context(window))
+        pi, log_pi = self.actor.get_action(obs, self.infer_for_actor(window))
         with torch.no_grad():
-            critic_context = self.critic.context(window)
-        qf1_pi, qf2_pi = self.critic(torch.cat([obs, pi], 1), critic_context)
+            critic_condition = self.critic.infer(window)
+        qf1_pi, qf2_pi = self.critic(torch.cat([obs, pi], 1), critic_condition)
         return (self.log_alpha.exp().detach() * log_pi - torch.min(qf1_pi, qf2_pi)).mean(), log_pi
 
     @torch.no_grad()
@@ -454,10 +467,10 @@ def train(args):
         # An episode in all training contexts at once. Before it comes a warm-up (t < 0), which fills the window.
         history.begin()
         for t in range(-agent.window_size, steps):
-            if t in (-agent.window_size, 0):
+            if t in (-agent.window_size, 0):  # the warm-up and the episode each begin with a reset
                 obs, _ = envs.reset(seed=aib_envs.reset_seeds(n, 0, args.seed, run.episode, int(t < 0)))
             learning = run.episode * steps + max(t, 0) >= args.learning_starts
-            actions = 2 * torch.rand(n, act_dim).numpy() - 1
+            actions = 2 * torch.rand(n, act_dim).numpy() - 1  # at first random ones
             if learning:
                 actions = agent.act(obs, history, training=True)
             next_obs, rewards, _, _, infos = envs.step(actions)

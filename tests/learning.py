@@ -11,10 +11,11 @@ import torch
 
 import aib_envs
 import aib_run
+from tools import sync
 from tools.methods import METHODS
-from tools.sync import SCRIPTS
 
 ROOT = Path(__file__).resolve().parent.parent
+SCRIPTS = sync.SCRIPTS
 _number = itertools.count()
 
 # The rows of the table whose scripts stand in the root: relatives have tests of their own
@@ -107,6 +108,3 @@ def weights(agent):
 def same(one, other):
     """Are two dicts of tensors the same to the bit?"""
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
-
-
-__all__ = ["METHODS", "SCRIPTS"]

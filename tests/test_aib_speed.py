@@ -1,9 +1,12 @@
 """Tasks with a desired speed: rewards against dm_control's own, dynamics against the benchmark's, lengths of limbs."""
 
+import mujoco
 import numpy as np
 import pytest
-from dm_control.suite import cheetah, walker
+from dm_control import suite
+from dm_control.suite import cheetah, finger, walker
 from gymnasium.utils.env_checker import check_env
+from lxml import etree
 
 import aib_envs
 import aib_speed
@@ -16,10 +19,10 @@ def make(env_id, **context):
 
 
 def at_speed(env, speed):
-    """The physics of `env`, whose body moves at `speed` m/s, backwards if negative."""
+    """The physics of `env`, whose body moves at `speed` m/s, backwards if negative, or is spun at `speed` rad/s."""
     env.reset(seed=3)
     env.data.qvel[:] = 0
-    env.data.joint("rootx").qvel[:] = speed
+    env.data.joint("hinge" if env.env_id.startswith("Finger") else "rootx").qvel[:] = speed
     env._suite.physics.forward()
     return env._suite.physics
 
@@ -62,13 +65,23 @@ def test_walkers_reward_is_the_suites_up_to_the_desired_speed_and_falls_after_it
             assert env._suite.task.get_reward(at_speed(env, speed)) == pytest.approx(expected, abs=1e-9)
 
 
+@pytest.mark.parametrize("desired", [-15.0, 15.0, 4.0])
+def test_fingers_reward_falls_linearly_on_both_sides_of_the_desired_speed(desired):
+    env = make("Finger-Speed", speed=desired)
+    for part, expected in ((-0.5, 0), (0, 0), (0.3, 0.3), (1, 1), (1.2, 0.8), (2.5, 0)):
+        found = env._suite.task.get_reward(at_speed(env, part * desired))
+        assert found == pytest.approx(expected, abs=1e-9)
+        if desired == -15:  # the suite's: 1 from that speed on
+            assert finger.Spin().get_reward(env._suite.physics) == float(part >= 1)
+
+
 def test_below_1_m_per_s_the_margin_stays():
     env = make("Cheetah-Speed", speed=0.1)
     for speed, expected in ((0.1, 1.0), (0.6, 0.5), (-0.4, 0.5), (1.2, 0.0)):
         assert env._suite.task.get_reward(at_speed(env, speed)) == pytest.approx(expected)
 
 
-@pytest.mark.parametrize("env_id", IDS)
+@pytest.mark.parametrize("env_id", [env_id for env_id in IDS if not env_id.startswith("Finger")])
 def test_the_speed_changes_nothing_but_the_reward(env_id):
     envs = [make(env_id.partition("-")[0]), make(env_id), make(env_id, speed=-1.5)]
     rng, rewards = np.random.default_rng(0), []
@@ -101,3 +114,49 @@ def test_walkers_limbs_have_their_length_and_begin_on_the_floor(length):
     mass = model.body("right_leg").mass.item() / make("Walker-Speed").model.body("right_leg").mass.item()
     volume = lambda half: np.pi * 0.04**2 * (2 * half + 4 / 3 * 0.04)  # of a capsule
     assert mass == pytest.approx(volume(0.25 * length) / volume(0.25))
+
+
+@pytest.mark.parametrize("env_id", ["Finger-Speed", "Finger-Speed-Length"])
+def test_finger_moves_as_the_suites(env_id):
+    env, rng = make(env_id, speed=7.0), np.random.default_rng(0)
+    theirs = suite.load("finger", "spin", task_kwargs={"random": 5})
+    found, timestep = env.reset(seed=5)[0], theirs.reset()
+    for _ in range(200):
+        np.testing.assert_array_equal(found, np.concatenate(list(timestep.observation.values())).astype(np.float32))
+        action = rng.uniform(-1, 1, 2)
+        found, timestep = env.step(action)[0], theirs.step(action)
+
+
+@pytest.mark.parametrize("length", [0.6, 1.0, 1.4])
+def test_fingers_outer_limb_has_its_length_and_mass(length):
+    xml, assets = finger.get_model_and_assets()
+    root = etree.fromstring(xml)
+    up = 0.16 * (1 - length)
+    ends = {"distal": (0, -0.16 * length), "fingertip": (-0.13 + up, -0.161 + up)}
+    for geom in root.iter("geom"):
+        if geom.get("name") in ends:
+            geom.set("fromto", "0 0 {} 0 0 {}".format(*ends[geom.get("name")]))
+    for site in root.iter("site"):
+        if site.get("name", "").startswith("touch"):
+            x = site.get("pos").split()[0]
+            site.set("pos", f"{x} 0 {-0.17 + up}")
+    expected = mujoco.MjModel.from_xml_string(etree.tostring(root).decode(), assets)
+    model = make("Finger-Speed-Length", length=length).model
+    for name in (
+        "body_pos",
+        "body_mass",
+        "body_inertia",
+        "body_ipos",
+        "geom_pos",
+        "geom_size",
+        "site_pos",
+        "dof_damping",
+    ):
+        np.testing.assert_allclose(getattr(model, name), getattr(expected, name), atol=1e-12, err_msg=name)
+
+
+def test_the_shortest_finger_reaches_what_it_spins():
+    model = make("Finger-Speed-Length", length=0.6).model
+    shoulder, hinge = (model.body(name).pos[0] for name in ("proximal", "spinner"))
+    reach = 0.18 + 0.16 * 0.6 + 0.03  # both limbs and the tip's radius
+    assert reach > hinge - shoulder - (0.09 + 0.04)  # the end of the spun capsule

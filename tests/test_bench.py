@@ -26,24 +26,49 @@ def options(**changed):
     return bench.Args(env_id="DI", **changed)
 
 
-def test_both_tables(tmp_path):
-    """From any directory. With the shortest training, whose times mean nothing."""
-    flags = ("--env-id", "DI", "--methods", "DR", "DMAstar-SH", "--steps", 5, "--rounds", 1)
-    done = run(*flags, "--json-file", "speed.json", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    results = json.loads((tmp_path / "speed.json").read_text())
+def check_tables(text, results):
     methods = ["DR", "DMAstar", "DMAstar-SH"]  # the reference is always there
-    tables = [block.splitlines() for block in done.stdout.split("\n\n") if block.startswith("|")]
+    tables = [block.splitlines() for block in text.split("\n\n") if block.startswith("|")]
     assert [[row.split("|")[1].strip() for row in table[2:]] for table in tables] == [methods, methods]
     assert all(row.count("|") == table[0].count("|") for table in tables for row in table)
     assert list(results["training"]) == list(results["update"]) == methods and results["matrix_gflops"] > 1
-    assert all(training["memory_mib"] > 100 for training in results["training"].values())
     update = results["update"]
     parts = dict.fromkeys(bench.PARTS.values())
     encoder, adapters = ({m: update[m]["parts_ms"][part] for m in methods} for part in parts)
     assert encoder["DR"] == adapters["DR"] == adapters["DMAstar"] == 0 < min(encoder["DMAstar"], adapters["DMAstar-SH"])
     assert encoder["DMAstar-SH"] + adapters["DMAstar-SH"] < update["DMAstar-SH"]["ms"]
     assert update["DMAstar"]["time_ratio"] == update["DMAstar"]["work_ratio"] == 1 < update["DMAstar-SH"]["work_ratio"]
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Times of two gradient steps and of episodes of five steps mean nothing."""
+    monkeypatch.setattr(bench, "BLOCK", 2)
+    monkeypatch.setitem(aib_envs.TASKS, "DI", dataclasses.replace(aib_envs.TASKS["DI"], steps=5))
+
+
+def test_both_tables(quick, monkeypatch, capsys, tmp_path):
+    trained = {"train": 1.0, "eval": 1.0, "env_steps": 100, "memory": 500.0}
+    monkeypatch.setattr(bench, "train", lambda args, method: trained)
+    path = tmp_path / "speed.json"
+    flags = "--env-id DI --methods DR DMAstar-SH --rounds 2 --json-file"
+    monkeypatch.setattr(sys, "argv", ["bench.py", *flags.split(), str(path)])
+    bench.main()
+    check_tables(capsys.readouterr().out, json.loads(path.read_text()))
+
+
+def test_training_is_timed():
+    found = bench.train(options(steps=10), "DR")
+    assert 0.01 < found["train"] < 600 and 0.01 < found["eval"] < 600
+    assert found["env_steps"] == 20 * (10 - 1) and found["memory"] > 100  # the first is made before step 0 is logged
+
+
+@pytest.mark.slow
+def test_it_runs_from_any_directory(tmp_path):
+    flags = ("--env-id", "DI", "--methods", "DR", "DMAstar-SH", "--steps", 5, "--rounds", 1)
+    done = run(*flags, "--json-file", "speed.json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    check_tables(done.stdout, json.loads((tmp_path / "speed.json").read_text()))
 
 
 def test_rates_of_training():
@@ -63,10 +88,9 @@ def test_rates_of_training():
     assert medians["DR"]["memory_mib"] == 600
 
 
-@pytest.mark.parametrize("method", learning.MAIN_METHODS, ids=lambda method: method.name)
-def test_every_method_can_be_measured(method, monkeypatch):
-    monkeypatch.setitem(aib_envs.TASKS, "DI", dataclasses.replace(aib_envs.TASKS["DI"], steps=5))
-    learner = bench.Learner(options(), method.name)
+@pytest.mark.parametrize("name", {method.script: method.name for method in learning.MAIN_METHODS}.values())
+def test_every_script_can_be_measured(name, quick):
+    learner = bench.Learner(options(), name)
     assert learner.updates(2) > 0 and learner.samples(1)[1] > 0 and learner.buffer_mib > 0
 
 
@@ -98,8 +122,8 @@ def test_a_variant_is_the_same_function(method, variant):
 
 def test_encodings_for_each_loss(monkeypatch):
     learner = bench.Learner(options(), "DMAstar-SH")
-    infer, calls = learner.agent.infer, []
-    monkeypatch.setattr(learner.agent, "infer", lambda window: calls.append(1) or infer(window))
+    calls = []
+    learner.agent.encoder.register_forward_hook(lambda *_: calls.append(1))
     batch = learner.buffer.sample(64)
     with bench.varied(bench.encoding_per_loss(learner.module)):
         learner.agent.update(*batch, False)
@@ -110,7 +134,7 @@ def test_encodings_for_each_loss(monkeypatch):
     assert len(calls) == 2 + 4 + 1
 
 
-def test_variants_are_timed():
+def test_variants_are_timed(quick):
     text, medians = bench.variants_table(options(rounds=1))
     rows = [[cell.strip() for cell in row.split("|")[1:3]] for row in text.splitlines()[2:]]
     assert rows == [[name, variant["method"]] for name, variant in medians.items()]

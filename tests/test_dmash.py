@@ -274,7 +274,7 @@ def test_the_context_learns_last():
     """Adam's steps in order: critics, twice policy and temperature, then encoder, hypernetwork and dynamics model."""
     agent, order = make_agent(), []
     buffer = random_buffer(agent)
-    names = ("context_optimizer", "q_optimizer", "actor_optimizer", "alpha_optimizer")
+    names = ("dynamics_optimizer", "q_optimizer", "actor_optimizer", "alpha_optimizer")
     for name in names:
         getattr(agent, name).register_step_post_hook(
             lambda *_, name=name: order.append(name.removesuffix("_optimizer"))

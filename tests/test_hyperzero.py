@@ -4,8 +4,6 @@ import copy
 import dataclasses
 import json
 import os
-import re
-import runpy
 import shutil
 import signal
 import subprocess
@@ -17,15 +15,14 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from in_process import call
 
 import aib_envs
-import aib_tools
+import aib_run
 import hyperzero as script
-from hyperzero import Agent, Args, ContextMLP, Experts, Heads, StackedReplay, TaskHypernetwork
+from hyperzero import Agent, Args, ContextMLP, DataSet, Experts, Heads, StackedReplay, TaskHypernetwork
 
 ROOT = Path(__file__).parent.parent
-# A run inside this process leaves its metrics.jsonl to the garbage collector.
-pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning")
 
 
 @pytest.fixture(autouse=True)
@@ -88,10 +85,10 @@ def close(a, b, tolerance=1e-8):
 
 def same_weights(experts, i, alone):
     """Weights, targets, gradients and Adam's moments of agent i against those of a `OneExpert`."""
-    for k, name in enumerate(alone.nets):
+    for name in alone.nets:
         optimizers = (experts.actor_optimizer, alone.actor_optimizer)
         optimizers = optimizers if name == "actor" else (experts.q_optimizer, alone.q_optimizer)
-        nets = getattr(experts, name).parameters(), alone.nets[name], experts.targets[k].parameters()
+        nets = getattr(experts, name).parameters(), alone.nets[name], getattr(experts, f"{name}_target").parameters()
         for p, q, p_target, q_target in zip(*nets, alone.targets[name], strict=True):
             moments = [
                 (optimizers[0].state[p][key][i], optimizers[1].state[q][key]) for key in ("exp_avg", "exp_avg_sq")
@@ -125,8 +122,8 @@ def test_stacked_experts_equal_the_same_experts_trained_alone(updates):
 def test_an_experts_data_do_not_touch_the_others():
     experts = Experts(4, 4, 2, Args())
     other = copy.deepcopy(experts)
-    other.q_optimizer = torch.optim.Adam([*other.qf1.parameters(), *other.qf2.parameters()], lr=1e-4, fused=True)
-    other.actor_optimizer = torch.optim.Adam(other.actor.parameters(), lr=1e-4, fused=True)
+    other.q_optimizer = script.adam([*other.qf1.parameters(), *other.qf2.parameters()], 1e-4)
+    other.actor_optimizer = script.adam(other.actor.parameters(), 1e-4)
     for *batch, policy_turn in batches(4, 4):
         experts.update(*batch, policy_turn)
         batch[3] = batch[3].clone()
@@ -140,12 +137,12 @@ def test_an_experts_data_do_not_touch_the_others():
 def test_the_policy_and_the_targets_wait_for_their_turn():
     experts, (*batch, _) = Experts(2, 4, 2, Args()), next(batches(2))
     before = copy.deepcopy(experts.state_dict())
-    assert experts.update(*batch, False).keys() == {"qf"}
+    assert experts.update(*batch, False).keys() == {"qf_loss"}
     moved = {name.split(".")[0] for name, x in experts.state_dict().items() if not torch.equal(x, before[name])}
     assert moved == {"qf1", "qf2"}
-    assert experts.update(*batch, True).keys() == {"qf", "actor"}
+    assert experts.update(*batch, True).keys() == {"qf_loss", "actor_loss"}
     moved = {name.split(".")[0] for name, x in experts.state_dict().items() if not torch.equal(x, before[name])}
-    assert moved == {"qf1", "qf2", "actor", "targets"}
+    assert moved == {"qf1", "qf2", "actor", "qf1_target", "qf2_target", "actor_target"}
 
 
 def test_experts_act_each_by_its_own_policy_and_explore():
@@ -179,12 +176,11 @@ def test_each_expert_samples_its_own_steps_before_a_divergence():
             diverged = np.array([False, t >= 3, episode % 2 == 0])
             history.add(obs, 0.1 * obs[:, 1:], obs[:, 1] + 0.5, obs + np.array([0, 1]), diverged)
         buffer.add(history)
-    obs, actions, next_obs, rewards, place = buffer.sample(5000)
+    obs, actions, next_obs, rewards = buffer.sample(5000)
     assert obs.shape == (n, 5000, 2) and actions.shape == (n, 5000, 1) and rewards.shape == (n, 5000)
     assert torch.equal(obs[..., 0] // 100, torch.arange(n)[:, None].expand(n, 5000))
     assert torch.equal(next_obs, obs + torch.tensor([0.0, 1.0])) and torch.equal(rewards, obs[..., 1] + 0.5)
     torch.testing.assert_close(actions, 0.1 * obs[..., 1:])
-    assert torch.equal(buffer.rewards[place], rewards)
     seen = [torch.unique(10 * (x[:, 0] // 10 % 10) + x[:, 1], return_counts=True) for x in obs]
     assert [len(values) for values, _ in seen] == [40, 4 * 3, 2 * 10] and seen[0][0].min() == 20
     assert all(counts.min() > 0.6 * 5000 / len(counts) for _, counts in seen)  # uniformly
@@ -192,21 +188,21 @@ def test_each_expert_samples_its_own_steps_before_a_divergence():
 
 def collected(rollouts=2, **flags):
     task, contexts = aib_envs.get_task("DI"), aib_envs.context_set("DI", "train")
-    args, envs = Args(rollouts=rollouts, **flags), aib_envs.make_vec("DI", contexts)
+    args, envs = Args(**flags), aib_envs.make_vec("DI", contexts)
     experts, history = Experts(20, 4, 2, args), aib_envs.History(20, 0, task.steps, 4, 2)
-    return script.collect(envs, experts, args, history, 1000), experts, envs
+    dataset = DataSet(history, rollouts, "cpu")
+    dataset.record(envs, experts, history, args.seed)
+    return dataset, experts, envs
 
 
 def test_the_data_set_holds_what_the_experts_do_and_think():
     dataset, experts, envs = collected()
-    assert dataset.obs.shape == (20, 2, 102, 4) and dataset.q.shape == dataset.rewards.shape == (20, 2, 100)
-    assert dataset.env_steps == 1000 + 2 * 20 * 100
-    *batch, place = dataset.sample(50)
-    obs, actions, next_obs, rewards = batch
+    assert dataset.obs.shape == (20, 2, 100, 4) and dataset.q.shape == dataset.rewards.shape == (20, 2, 100)
+    obs, actions, next_obs, rewards, values = dataset.sample(50)
     np.testing.assert_allclose(actions[:, 7], experts.act(obs[:, 7].numpy()), rtol=1e-4, atol=1e-6)
     x = torch.cat([obs, actions], 2)
     q = torch.minimum(experts.qf1(x), experts.qf2(x)).squeeze(2)
-    torch.testing.assert_close(dataset.q[place], q, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(values, q, rtol=1e-4, atol=1e-6)
     i = 11  # by hand, in one environment
     env = envs.envs[i].unwrapped
     env.reset(seed=0)
@@ -215,10 +211,10 @@ def test_the_data_set_holds_what_the_experts_do_and_think():
     np.testing.assert_allclose(next_obs[i, 0], after, atol=1e-6)
     assert reward == rewards[i, 0]
     again, _, _ = collected(seed=2)
-    assert not torch.equal(again.obs[:, 0, 1], dataset.obs[:, 0, 1])  # other starts, which are not evaluation's
+    assert not torch.equal(again.obs[:, 0, 0], dataset.obs[:, 0, 0])  # other starts, which are not evaluation's
     envs.reset(seed=aib_envs.reset_seeds(20, 1, 0, 0))
     start = np.stack([env.unwrapped.state for env in envs.envs]).astype(np.float32)
-    assert not np.isclose(dataset.obs[:, :, 1], start[:, None]).all(2).any()
+    assert not np.isclose(dataset.obs[:, :, 0], start[:, None]).all(2).any()
 
 
 def test_steps_of_a_diverged_simulation_are_not_learned_from(monkeypatch):
@@ -233,7 +229,7 @@ def test_steps_of_a_diverged_simulation_are_not_learned_from(monkeypatch):
     monkeypatch.setattr(aib_envs.DoubleIntegrator, "_step", diverging)
     dataset, _, _ = collected()
     assert dataset.lengths[0].tolist() == [29, 100] and (dataset.lengths[1:] == 100).all()
-    _, episode, t = dataset.sample(4000)[-1]
+    _, episode, t = dataset.draw(4000)
     assert t[0][episode[0] == 0].max() == 28 and t[0][episode[0] == 1].max() == 99
 
 
@@ -455,46 +451,14 @@ def test_it_learns_a_policy_that_depends_on_the_context():
 
 # ---------------------------------------------------- runs, end to end -----------------------------------------------
 
-SHORT = ["--env-id", "DI", "--total-timesteps", "250", "--learning-starts", "100", "--eval-every", "100"]
-SHORT += ["--batch-size", "8", "--rollouts", "2", "--eval-rollouts", "2"]
-STAGE_2 = ["--epochs", "6", "--eval-epochs", "2", "--hyper-batch-size", "200"]
+SHORT = ["--env-id", "DI", "--total-timesteps", "150", "--learning-starts", "100", "--eval-every", "100"]
+SHORT += ["--batch-size", "8", "--rollouts", "2"]
+STAGE_2 = ["--epochs", "3", "--eval-epochs", "2", "--hyper-batch-size", "400", "--eval-rollouts", "1"]
 
 
-def start(*flags, cwd):
-    command, env = [sys.executable, str(ROOT / "hyperzero.py"), *map(str, flags)], os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, cwd=cwd, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
-def run(*flags, cwd, code=0):
-    """Runs the script as a program of its own; returns the last line of what it has printed."""
-    process = start(*flags, cwd=cwd)
-    out, err = process.communicate(timeout=600)
-    assert process.returncode == code and "Traceback" not in err and "Warning" not in err, err
-    return (err if code else out).splitlines()[-1]
-
-
-@pytest.fixture
-def inside(monkeypatch, capsys):
-    """A function that runs the script in this process, which is faster; returns exit code, stdout and stderr."""
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-
-    def run_inside(*flags):
-        monkeypatch.setattr(sys, "argv", [str(ROOT / "hyperzero.py"), *map(str, flags)])
-        code = 0
-        try:
-            runpy.run_path(sys.argv[0], run_name="__main__")
-        except SystemExit as stop:
-            code = stop.code
-        return code, *capsys.readouterr()
-
-    yield run_inside
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
-
-
-def only_run(cwd):
-    (directory,) = (cwd / "runs").iterdir()
-    return directory
+def only_run(directory):
+    (run,) = directory.iterdir()
+    return run
 
 
 def metrics_of(directory):
@@ -515,23 +479,20 @@ def outcome(directory):
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """The directory of a finished run of both stages. Not to be changed."""
-    cwd = tmp_path_factory.mktemp("finished")
-    run(*SHORT, *STAGE_2, "--keep-checkpoint", cwd=cwd)
-    return only_run(cwd)
+    runs = tmp_path_factory.mktemp("finished")
+    assert call(script, *SHORT, *STAGE_2, "--keep-checkpoint", "--run-dir", runs) == 0
+    return only_run(runs)
 
 
 def check_results(directory, method, terms):
     results, metrics = results_of(directory), metrics_of(directory)
     config = json.loads((directory / "config.json").read_text())
     assert results["method"] == config["method"] == directory.name.split("__")[1] == method
-    assert results["args"] == config["args"] and config["args"]["total_timesteps"] == 250
-    assert results["contexts"] == {split: aib_envs.context_set("DI", split) for split in aib_envs.SPLITS}
-    assert all(np.shape(returns) == (20, 2) for returns in results["returns"].values())
-    assert len(results["experts"]) == 20
+    assert config["args"]["total_timesteps"] == 150 and len(results["experts"]) == 20
     stage_2 = [m for m in metrics if "aer" in m]
-    assert [(m["epoch"], m["global_step"]) for m in stage_2] == [(0, 250), (2, 252), (4, 254), (6, 256)]
+    assert [(m["epoch"], m["global_step"]) for m in stage_2] == [(0, 150), (2, 152), (3, 153)]
     for m in stage_2:
-        assert m["experts"] == results["experts"] and m["env_steps"] == 20 * (100 + 250 + 2 * 100)
+        assert m["experts"] == results["experts"] and m["env_steps"] == 20 * (100 + 150 + 2 * 100)
         assert list(m["losses"]) == (terms if m["epoch"] else [])
     for split, aer in stage_2[-1]["aer"].items():
         assert np.mean(results["returns"][split]) == pytest.approx(aer)
@@ -540,165 +501,128 @@ def check_results(directory, method, terms):
 
 def test_both_stages(finished):
     stage_1 = check_results(finished, "HyperZero", ["action", "value", "td"])
-    assert [m["global_step"] for m in stage_1] == [0, 100, 200] and all(len(m["experts"]) == 20 for m in stage_1)
-    assert [m["env_steps"] for m in stage_1] == [20 * (100 + step + 1) for step in (0, 100, 200)]
+    assert [m["global_step"] for m in stage_1] == [0, 100] and all(len(m["experts"]) == 20 for m in stage_1)
+    assert [m["env_steps"] for m in stage_1] == [20 * (100 + step + 1) for step in (0, 100)]
     data = torch.load(finished / "dataset.pt", weights_only=True)
-    assert data["env_id"] == "DI" and data["args"]["total_timesteps"] == 250 and data["args"]["rollouts"] == 2
+    assert data["env_id"] == "DI" and data["args"]["total_timesteps"] == 150 and data["args"]["rollouts"] == 2
     experts = data["dataset"]["rewards"].sum(2).mean(1).tolist()
     assert results_of(finished)["experts"] == pytest.approx(experts)
-    state = torch.load(finished / "checkpoint.pt", weights_only=True)
-    assert state["progress"][0] == 256
-    assert state["agent"].keys() == torch.load(finished / "agent.pt", weights_only=True).keys()
 
 
-@pytest.mark.parametrize(("flags", "method", "terms"), METHODS)
-def test_stage_2_alone_with_every_flag(flags, method, terms, finished, inside, tmp_path):
-    words = [
-        f"--{'' if value else 'no-'}{name}" if value is False else f"--{name}={value}" for name, value in flags.items()
-    ]
-    flags = ("--dataset", finished, "--eval-rollouts", 2, *STAGE_2, "--run-dir", tmp_path / "runs", *words)
-    code, out, err = inside(*flags)
-    assert code == 0 and "Traceback" not in err
+@pytest.mark.parametrize(("flags", "method"), [([], "HyperZero"), (["--model", "mlp", "--no-q", "--no-td"], "MLP")])
+def test_stage_2_alone(flags, method, finished, tmp_path):
+    assert call(script, "--dataset", finished, *STAGE_2, "--run-dir", tmp_path, *flags) == 0
     directory = only_run(tmp_path)
-    assert not check_results(directory, method, terms)  # no lines of stage 1
-    for split, aer in metrics_of(directory)[-1]["aer"].items():
-        assert f"{split} {aer:.1f}" in out.splitlines()[-2]
+    assert not check_results(directory, method, ["action", "value", "td"] if method == "HyperZero" else ["action"])
     if method == "HyperZero":  # it is the same as after stage 1
         assert outcome(directory)[1:] == outcome(finished)[1:]
-        assert metrics_of(directory) == metrics_of(finished)[3:]
-        assert {p.name for p in directory.iterdir()} == {"agent.pt", "config.json", "metrics.jsonl", "results.json"}
+        assert metrics_of(directory) == metrics_of(finished)[2:]
+        assert call(script, "--eval-only", directory) == 0
 
 
-def test_another_seed_is_another_run(finished, inside, tmp_path):
-    flags = ("--dataset", finished, "--eval-rollouts", 2, *STAGE_2, "--run-dir", tmp_path / "runs", "--seed", 2)
-    assert inside(*flags)[0] == 0
-    assert metrics_of(only_run(tmp_path)) != metrics_of(finished)[3:]
-    job = ["DI HyperZero 2 hyperzero.py", "--dataset", finished, "--eval-rollouts", 2, *STAGE_2]
-    status = lambda *more: next(aib_tools.plan(str(tmp_path / "runs"), [" ".join(map(str, [*job, *more]))])).split()[0]
-    assert status() == "done"  # for runs.sh, too, although stage 1's flags are those of the data set
-    assert status("--held-out", 0.5) == "new"
-    config = only_run(tmp_path) / "config.json"
-    for path in (config, config.with_name("results.json")):  # of a script that did not have the flag yet
-        content = json.loads(path.read_text())
-        del content["args"]["held_out"]
-        path.write_text(json.dumps(content))
-    assert status() == "done" and status("--held-out", 0.5) == "new"
-
-
-@pytest.mark.parametrize("env_id", ["Cartpole", "Cheetah-Speed-Length"])
-def test_mujoco(env_id, inside, tmp_path, monkeypatch):
-    task = dataclasses.replace(aib_envs.TASKS[env_id], steps=100)  # shorter episodes
-    monkeypatch.setitem(aib_envs.TASKS, env_id, task)
+@pytest.mark.slow
+@pytest.mark.parametrize("env_id", ["Cartpole", "Cheetah-Speed-Length", "Finger-Speed-Length"])
+def test_mujoco(env_id, tmp_path, monkeypatch):
+    monkeypatch.setitem(aib_envs.TASKS, env_id, dataclasses.replace(aib_envs.TASKS[env_id], steps=100))
     flags = ("--env-id", env_id, "--total-timesteps", 6, "--learning-starts", 100, "--batch-size", 8)
-    flags += ("--rollouts", 1, "--epochs", 1, "--eval-rollouts", 1, "--run-dir", tmp_path / "runs")
-    code, _, err = inside(*flags)
-    assert code == 0 and "Traceback" not in err
-    assert all(0 < experts < 100 for experts in results_of(only_run(tmp_path))["experts"])
+    flags += ("--rollouts", 1, "--epochs", 1, "--eval-rollouts", 1, "--run-dir", tmp_path)
+    assert call(script, *flags) == 0
+    experts = results_of(only_run(tmp_path))["experts"]
+    assert all(0 <= x < 100 for x in experts)
+    assert env_id.startswith("Finger") or min(experts) > 0  # what does not spin earns nothing
 
 
-def test_held_out_contexts_are_not_learned_from(finished, inside, tmp_path):
-    """With three contexts held out, nothing that their experts did has any effect, and what any other did has."""
-    start = ("--eval-rollouts", 2, *STAGE_2, "--held-out", 0.15)
-    assert inside("--dataset", finished, *start, "--run-dir", tmp_path / "runs")[0] == 0
-    first = only_run(tmp_path)
-    held_out = results_of(first)["held_out"]
-    assert len(held_out) == len(set(held_out)) == 3 and results_of(finished)["held_out"] == []
-    seen = next(i for i in range(20) if i not in held_out)
-    for changed, same in ((held_out, True), ([seen], False)):
-        other = Path(shutil.copytree(finished, tmp_path / f"data_{same}"))
-        data = torch.load(other / "dataset.pt", weights_only=True)
-        for name in ("obs", "actions", "q"):
-            data["dataset"][name][changed] += 1
-        torch.save(data, other / "dataset.pt")
-        assert inside("--dataset", other, *start, "--run-dir", tmp_path / f"runs_{same}")[0] == 0
-        (directory,) = (tmp_path / f"runs_{same}").iterdir()
-        assert results_of(directory)["held_out"] == held_out
-        assert (outcome(directory)[1] == outcome(first)[1]) == same and (
-            outcome(directory)[3] == outcome(first)[3]
-        ) == same
-    assert inside("--dataset", finished, *start, "--seed", 2, "--run-dir", tmp_path / "runs_2")[0] == 0
-    (directory,) = (tmp_path / "runs_2").iterdir()
-    assert results_of(directory)["held_out"] != held_out
+@pytest.mark.parametrize(("fraction", "number"), [(0, 0), (0.03, 1), (0.15, 3), (0.75, 15), (1.0, 19)])
+def test_contexts_are_held_out_at_random(fraction, number):
+    held_out, seen = script.split_contexts(20, fraction, seed=1)
+    assert len(held_out) == number and sorted(held_out + seen) == list(range(20))
+    assert number in (0, 19) or held_out != script.split_contexts(20, fraction, seed=2)[0]
 
 
-def test_what_an_expert_did_is_learned_for_its_own_context(finished, inside, monkeypatch, tmp_path):
-    directory, calls = Path(shutil.copytree(finished, tmp_path / finished.name)), []
+def test_what_an_expert_did_is_learned_for_its_own_context(finished, monkeypatch, tmp_path):
+    directory = Path(shutil.copytree(finished, tmp_path / finished.name))
     data = torch.load(directory / "dataset.pt", weights_only=True)
     data["dataset"]["actions"][:] = torch.arange(20.0)[:, None, None, None] / 20  # which context it is
     torch.save(data, directory / "dataset.pt")
-    flags = ["--dataset", directory, "--held-out", 0.15, "--epochs", 1, "--run-dir", tmp_path / "runs"]
-    monkeypatch.setattr(sys, "argv", ["hyperzero.py", *map(str, flags), "--eval-rollouts", "1"])
-    update = script.Agent.update
+    calls, update = [], script.Agent.update
     monkeypatch.setattr(script.Agent, "update", lambda self, *batch: calls.append(batch) or update(self, *batch))
-    script.train(aib_tools.parse_args(script.Args, ""))
+    flags = ["--dataset", directory, "--held-out", 0.15, "--epochs", 1, "--run-dir", tmp_path / "runs"]
+    assert call(script, *flags, "--eval-rollouts", 1) == 0
     contexts = aib_envs.context_set("DI", "train")
+    seen = set(range(20)) - set(results_of(only_run(tmp_path / "runs"))["held_out"])
+    assert calls and len(seen) == 17
     for vectors, _, actions, *_ in calls:
         numbers = (20 * actions[:, :, 0]).round().int()
-        assert vectors.shape == (17, 2) and (numbers == numbers[:, :1]).all() and len(numbers.unique()) == 17
+        assert vectors.shape == (17, 2) and (numbers == numbers[:, :1]).all() and set(numbers[:, 0].tolist()) == seen
         for vector, i in zip(vectors, numbers[:, 0].tolist(), strict=True):
             np.testing.assert_allclose(vector, aib_envs.context_vector("DI", contexts[i], scaled=True))
-    assert calls
 
 
-@pytest.mark.parametrize("fraction", [0.03, 0.75, 1.0])
-def test_few_and_many_contexts_held_out(fraction, finished, inside, tmp_path):
-    flags = ("--dataset", finished, "--eval-rollouts", 1, *STAGE_2, "--run-dir", tmp_path / "runs")
-    assert inside(*flags, "--held-out", fraction)[0] == 0
-    assert len(results_of(only_run(tmp_path))["held_out"]) == {0.03: 1, 0.75: 15, 1.0: 19}[fraction]
+def stop_at(monkeypatch, line, how):
+    """From now on, runs end (or are asked to) when they have written this line of metrics.jsonl."""
+    log = aib_run.Run.log
+
+    def log_and_stop(self, *args):
+        log(self, *args)
+        if len(metrics_of(self.directory)) == line:
+            how()
+
+    monkeypatch.setattr(aib_run.Run, "log", log_and_stop)
 
 
-def wait_for(condition, process):
-    while not condition():
+def kill():
+    raise KeyboardInterrupt
+
+
+def ask():
+    signal.raise_signal(signal.SIGTERM)
+
+
+@pytest.mark.parametrize(("in_stage_1", "in_stage_2"), [((kill, 2), (ask, 3)), ((ask, 1), (kill, 4))])
+def test_ended_in_both_stages_and_resumed_it_is_the_same_run(in_stage_1, in_stage_2, finished, monkeypatch, tmp_path):
+    flags = [*SHORT, *STAGE_2, "--keep-checkpoint", "--run-dir", tmp_path]
+    for how, line in (in_stage_1, in_stage_2):
+        with monkeypatch.context() as patch:
+            stop_at(patch, line, how)
+            assert call(script, *flags) == (130 if how == kill else 128 + signal.SIGTERM)
+        flags = ["--resume", only_run(tmp_path)]
+    assert not (only_run(tmp_path) / "results.json").exists()
+    assert call(script, *flags) == 0
+    assert outcome(only_run(tmp_path)) == outcome(finished)
+
+
+def test_a_run_with_another_runs_data_set_goes_on_without_it(finished, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(finished, "data")
+    with monkeypatch.context() as patch:
+        stop_at(patch, 1, ask)
+        assert call(script, "--dataset", "data", *STAGE_2, "--run-dir", "runs") == 128 + signal.SIGTERM
+    shutil.rmtree("data")
+    monkeypatch.chdir("/")
+    directory = only_run(tmp_path / "runs")
+    assert call(script, "--resume", directory) == 0
+    assert outcome(directory)[1:] == outcome(finished)[1:]
+
+
+@pytest.mark.slow
+def test_started_from_anywhere_killed_and_resumed(finished, tmp_path):
+    def start(*flags):
+        command = [sys.executable, str(ROOT / "relatives" / "hyperzero.py"), *map(str, flags)]
+        env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}  # as after pip install -e .
+        return subprocess.Popen(command, cwd=tmp_path, env=env, stderr=subprocess.PIPE, text=True)
+
+    process = start(*SHORT, *STAGE_2, "--keep-checkpoint")
+    while not list(tmp_path.glob("runs/*/dataset.pt")):
         assert process.poll() is None, process.stderr.read()
-        time.sleep(0.005)
-
-
-@pytest.mark.parametrize("ends", [("kill", "term"), ("term", "kill")])
-def test_ended_in_both_stages_and_resumed_it_is_the_same_run(ends, finished, tmp_path):
-    def metrics():
-        lines = [path.read_text() for path in tmp_path.glob("runs/*/metrics.jsonl")]
-        return [json.loads(line) for line in lines[0].splitlines() if line.endswith("}")] if lines else []
-
-    lines = {"term": 1, "kill": 2}[ends[0]]  # a killed run goes on from the checkpoint before
-    conditions = lambda: len(metrics()) >= lines, lambda: any(m.get("epoch") == 2 for m in metrics())
-    flags, stages = (*SHORT, *STAGE_2), []
-    for end, condition in zip(ends, conditions, strict=True):
-        process = start(*flags, cwd=tmp_path)
-        wait_for(condition, process)
-        process.send_signal({"kill": signal.SIGKILL, "term": signal.SIGTERM}[end])
-        _, err = process.communicate(timeout=300)
-        directory = only_run(tmp_path)
-        flags = ("--resume", directory)
-        if end == "term":
-            assert process.returncode == 128 + signal.SIGTERM and "Traceback" not in err
-            flags = tuple(err.splitlines()[-1].split()[-2:])
-            assert flags[0] == "--resume" and "go on with: python" in err.splitlines()[-1]
-        assert not (directory / "results.json").exists()
-        stages.append(torch.load(directory / "checkpoint.pt", weights_only=True)["progress"][3])
-        with open(directory / "metrics.jsonl", "a") as file:
-            file.write('{"global_step": 3')  # as if it had been killed in the middle of a line
-    assert stages[0] == -1 and stages[1] >= 2
-    run(*flags, cwd=tmp_path)
-    assert outcome(directory) == outcome(finished)
-    assert not (directory / "checkpoint.pt").exists() and (directory / "dataset.pt").exists()
-
-
-def test_eval_only_repeats_the_last_evaluation(finished, inside):
-    before = {path: path.read_bytes() for path in finished.iterdir()}
-    code, out, _ = inside("--eval-only", finished)
-    aer = {split: np.mean(r) for split, r in results_of(finished)["returns"].items()}
-    assert code == 0
-    assert out.strip() == "AER " + ", ".join(f"{split} {value:.1f}" for split, value in aer.items())
-    code, out, _ = inside("--eval-only", finished, "--context", "mass=1.3", "inversion=-1")
-    assert code == 0 and out.startswith("{'mass': 1.3, 'inversion': -1}: return ")
-    assert before == {path: path.read_bytes() for path in finished.iterdir()}
+        time.sleep(0.01)
+    process.kill()
+    process.communicate()
+    process = start("--resume", only_run(tmp_path / "runs"))
+    assert process.communicate(timeout=600) and process.returncode == 0
+    assert outcome(only_run(tmp_path / "runs")) == outcome(finished)
 
 
 # ------------------------------------------------------- bad input ---------------------------------------------------
-
-
-def damage(path):
-    path.write_bytes(path.read_bytes()[:-1000])
 
 
 def change(path, **changes):
@@ -709,76 +633,50 @@ DATASET = "--env-id DI --dataset {d}"
 
 
 @pytest.mark.parametrize(
-    ("prepare", "flags", "message"),
+    ("prepare", "flags", "named"),
     [
-        (None, "--no-q", "--no-q needs --no-td"),
-        (None, "--epochs 0", "--epochs must be from 1"),
-        (None, "--rollouts 1000000000", "--rollouts 1000000000 takes "),
-        (None, "--held-out 1.5", "--held-out must be from 0 to 1 for DI; got 1.5"),
-        (None, "--env-id DI --dataset nowhere", "cannot use nowhere/dataset.pt: FileNotFoundError"),
-        (None, "--env-id Cartpole --dataset {d}", "it is of DI, which should be Cartpole"),
-        (None, "--env-id DI-Perm --dataset {d}", "it is of DI, which should be DI-Perm"),
-        (None, DATASET + " --total-timesteps 300", "its experts had --total-timesteps 250"),
-        (None, DATASET + " --gamma 0.9", "its experts had --gamma 0.99"),
-        (lambda d: damage(d / "dataset.pt"), DATASET, "{d}/dataset.pt: ValueError: it is damaged"),
-        (lambda d: (d / "dataset.pt").unlink(), DATASET, "{d}/dataset.pt: FileNotFoundError"),
-        (lambda d: torch.save({"env_id": "DI"}, d / "dataset.pt"), DATASET, "dataset.pt: KeyError: 'args'"),
-        (lambda d: torch.save(Path(), d / "dataset.pt"), DATASET, "UnpicklingError: Weights only load failed"),
-        (None, "--resume {d}", "{d} has finished"),
-        (None, "--resume {d} --dataset {d}", "{d} has --dataset "),
-        (lambda d: (d / "results.json").unlink(), "--resume {d} --total-timesteps 300", "had --total-timesteps 250"),
-        (
-            lambda d: [(d / name).unlink() for name in ("results.json", "dataset.pt")],
-            "--resume {d}",
-            "dataset.pt: FileNotFoundError",
-        ),
-        (
-            lambda d: [(d / "results.json").unlink(), damage(d / "checkpoint.pt")],
-            "--resume {d}",
-            "{d}/checkpoint.pt: ValueError: it is damaged",
-        ),
-        (
-            lambda d: [(d / "results.json").unlink(), change(d / "checkpoint.pt", origin={})],
-            "--resume {d}",
-            "checkpoint.pt: ValueError: it was made with env_id None",
-        ),
+        (None, "--no-q", "--no-td"),
+        (None, "--epochs 0", "--epochs"),
+        (None, "--held-out 1.5", "--held-out"),
+        (None, "--learning-starts 50", "--learning-starts"),
+        (None, "--env-id DI --dataset nowhere", "nowhere/dataset.pt"),
+        (None, "--env-id DI-Perm --dataset {d}", "{d}/dataset.pt"),
+        (None, DATASET + " --total-timesteps 300", "--total-timesteps 150"),
+        (None, DATASET + " --gamma 0.9", "--gamma 0.99"),
+        (lambda d: change(d / "dataset.pt", dataset={}), DATASET, "{d}/dataset.pt"),
+        (lambda d: torch.save({"env_id": "DI"}, d / "dataset.pt"), DATASET, "{d}/dataset.pt"),
+        (None, "--resume {d}", "{d}"),
+        (None, "--resume {d} --dataset {d}", "--dataset"),
+        (lambda d: (d / "results.json").unlink(), "--resume {d} --total-timesteps 300", "--total-timesteps"),
     ],
 )
-def test_bad_input_gets_one_clear_line_and_nothing_is_written(prepare, flags, message, finished, inside, tmp_path):
+def test_bad_input_gets_one_line_and_nothing_is_written(prepare, flags, named, finished, tmp_path, capsys):
     directory = Path(shutil.copytree(finished, tmp_path / finished.name))
     if prepare:
         prepare(directory)
     before = {path: path.read_bytes() for path in directory.iterdir()}
     flags = flags.replace("{d}", str(directory)).split()
     flags += [] if "--resume" in flags else ["--run-dir", str(tmp_path / "runs")]
-    code, out, err = inside(*flags)
-    assert code == 2 and message.replace("{d}", str(directory)) in err, err
-    assert err.startswith("hyperzero.py: ") and len(err.splitlines()) == 1 and not out
+    capsys.readouterr()
+    assert call(script, *flags) == 2
+    out, err = capsys.readouterr()
+    assert named.replace("{d}", str(directory)) in err and len(err.splitlines()) == 1 and not out
     assert before == {path: path.read_bytes() for path in directory.iterdir()} and not (tmp_path / "runs").exists()
 
 
-def test_a_wrong_choice_gets_one_line_and_every_flag_is_explained(tmp_path):
-    process = start("--model", "foo", cwd=tmp_path)
-    out, err = process.communicate(timeout=300)
-    assert process.returncode == 2 and not out and len(err.splitlines()) == 1
-    assert err.startswith("hyperzero.py: invalid choice 'foo' for argument '--model'")
-    source = (ROOT / "hyperzero.py").read_text()
-    flags = source[source.index("class Args:") : source.index("STAGE_1 =")].strip().splitlines()[1:]
-    assert len(flags) > 20 and all(re.fullmatch(r"    \w+: .+ = .+  # .+", line) for line in flags)
-
-
-def test_what_is_not_finite_stops_the_run(finished, inside, tmp_path):
-    directory = Path(shutil.copytree(finished, tmp_path / "stage_2"))
+def test_what_is_not_finite_stops_the_run(finished, tmp_path):
+    directory = Path(shutil.copytree(finished, tmp_path / "data"))
     data = torch.load(directory / "dataset.pt", weights_only=True)
     data["dataset"]["q"][:] = 1e30  # its square is not finite
     torch.save(data, directory / "dataset.pt")
-    code, _, err = inside("--dataset", directory, *STAGE_2, "--run-dir", tmp_path / "runs")
-    assert code == 3 and "step 250: the loss value is not finite. The last checkpoint is" in err.splitlines()[-1]
-    checkpoint = only_run(tmp_path) / "checkpoint.pt"
-    assert torch.load(checkpoint, weights_only=True)["progress"][3] == 0
-    state = torch.load(directory / "checkpoint.pt", weights_only=True)
-    next(iter(state["agent"].values()))[0] = float("nan")
-    (directory / "results.json").unlink()
-    torch.save(state, directory / "checkpoint.pt")
-    code, _, err = inside("--resume", directory)
-    assert code == 3 and "step 256: the weight model.embed.0.0.weight is not finite" in err.splitlines()[-1]
+    assert call(script, "--dataset", directory, *STAGE_2, "--run-dir", tmp_path / "runs") == 3
+    assert not (only_run(tmp_path / "runs") / "results.json").exists()
+
+
+def test_nothing_to_learn_from_stops_the_run(monkeypatch, tmp_path, capsys):
+    def diverging(self, action):
+        raise ArithmeticError("too fast")
+
+    monkeypatch.setattr(aib_envs.DoubleIntegrator, "_step", diverging)
+    assert call(script, *SHORT, *STAGE_2, "--run-dir", tmp_path) == 3
+    assert "every simulation diverged" in capsys.readouterr().err.splitlines()[-1]

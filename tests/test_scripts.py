@@ -22,15 +22,15 @@ ROOT = learning.ROOT
 
 @pytest.fixture
 def train(monkeypatch, tmp_path):
-    """train(script, flags) trains on DI with episodes of 20 steps. Returns the finished run."""
-    di = dataclasses.replace(aib_envs.TASKS["DI"], steps=20)
+    """train(script, flags) trains on DI, with K = 10 and episodes of 20 steps. Returns the finished run."""
+    di = dataclasses.replace(aib_envs.TASKS["DI"], steps=20, window=10)
     monkeypatch.setitem(aib_envs.TASKS, "DI", di)
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
 
     def train(script, flags="", name="runs"):
         module = learning.script(script)
         monkeypatch.setattr(sys, "argv", [str(ROOT / script)])
-        short = "--learning-starts 20 --total-timesteps 45 --eval-every 25 --eval-rollouts 1 --batch-size 8"
+        short = "--learning-starts 20 --total-timesteps 45 --eval-every 30 --eval-rollouts 1 --batch-size 8"
         args = learning.parse(module, f"--run-dir {tmp_path / name} {short} {flags}")
         run = module.train(args)
         run.close()
@@ -59,7 +59,7 @@ def check_finished(directory, method, steps):
     config = json.loads((directory / "config.json").read_text())
     assert results["method"] == config["method"] == directory.name.split("__")[1] == method
     for split, aer in metrics[-1]["aer"].items():
-        rollouts = [sum(row) / len(row) for row in results["returns"][split]]
+        (rollouts,) = zip(*results["returns"][split], strict=True)  # --eval-rollouts 1
         assert sum(rollouts) / 20 == pytest.approx(aer) and len(results["contexts"][split]) == 20
     assert torch.load(directory / "agent.pt", weights_only=True)
 
@@ -67,7 +67,7 @@ def check_finished(directory, method, steps):
 @pytest.mark.parametrize("method", learning.MAIN_METHODS, ids=lambda method: method.name)
 def test_every_method_trains(method, train):
     run = train(method.script, method.flags)
-    check_finished(run.directory, method.name, [0, 25, 45])
+    check_finished(run.directory, method.name, [0, 30, 45])
     window = run.agent.window_size
     # A random episode, two of 20 steps, and 5 steps of another; each with its warm-up
     assert run.env_steps == 20 * (3 * (window + 20) + window + 5) and run.episode == 3
@@ -75,18 +75,19 @@ def test_every_method_trains(method, train):
 
 @pytest.mark.parametrize("script", learning.SCRIPTS)
 def test_the_same_seed_learns_the_same_however_often_one_looks(script, train):
-    one, often = (train(script, f"--eval-every {every}", str(every)) for every in (25, 5))
-    other = train(script, "--seed 2")
+    flags = "--total-timesteps 25"
+    one, often = (train(script, f"{flags} --eval-every {every}", str(every)) for every in (100, 10))
+    other = train(script, f"{flags} --seed 2 --eval-every 100")
     assert learning.same(one.agent.state_dict(), often.agent.state_dict())
     assert not learning.same(one.agent.state_dict(), other.agent.state_dict())
-    steps = (0, 25, 45)
+    steps = (0, 25)
     assert metrics_of(one.directory) == [m for m in metrics_of(often.directory) if m["global_step"] in steps]
 
 
 def test_learning_starts(train):
-    """Learning may start in the middle of an episode; each episode of 20 steps has a warm-up of 24."""
+    """Learning may start in the middle of an episode; each episode of 20 steps has a warm-up of 10."""
     runs = [train("dmash_sac.py", f"--learning-starts {n} --total-timesteps 4", str(n)) for n in (20, 35, 40)]
-    assert [run.env_steps // 20 for run in runs] == [20 + 4 + 2 * 24, 35 + 4 + 2 * 24, 40 + 4 + 3 * 24]
+    assert [run.env_steps // 20 for run in runs] == [20 + 4 + 2 * 10, 35 + 4 + 2 * 10, 40 + 4 + 3 * 10]
 
 
 # ------------------------------------------------------- flags -------------------------------------------------------

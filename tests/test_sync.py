@@ -142,10 +142,30 @@ def test_what_two_scripts_share_has_two_commands(root, monkeypatch, capsys):
     assert changed == {"dr_sac.py"} and sync.check() == []
 
 
-def test_what_is_overwritten_is_shown(root, monkeypatch, capsys):
+def test_edits_in_several_scripts_all_survive(root, monkeypatch, capsys):
+    edit(root / "dma_sac.py", "return x / 2", "return x / 3")
+    edit(root / "dmash_sac.py", "WIDTH = 256", "WIDTH = 128")
+    edit(root / "dr_sac.py", "    n = 1", "    n = 2")
+    _, message = run(monkeypatch, capsys, "--check")
+    commands = [line for line in message.splitlines() if line.startswith("python")]
+    assert len(commands) == 3
+    for command in commands:
+        run(monkeypatch, capsys, *command.split()[2:])
+    assert sync.check() == []
+    for text in sources(root).values():
+        assert "return x / 3" in text and "WIDTH = 128" in text and "    n = 2" in text
+
+
+def test_what_was_edited_in_another_script_is_left_unless_it_is_named(root, monkeypatch, capsys):
     edit(root / "dma_sac.py", "return x / 2", "return what_somebody_has_worked_on(x)")
+    edit(root / "dma_sac.py", "WIDTH = 256", "WIDTH = 128")
+    before = sources(root)
     _, message = run(monkeypatch, capsys, "dmash_sac.py")
-    assert "-    return what_somebody_has_worked_on(x)" in message
+    assert sources(root) == before and message.splitlines()[-1].endswith("python tools/sync.py dma_sac.py")
+    _, message = run(monkeypatch, capsys, "dmash_sac.py", "norm")
+    assert "-    return what_somebody_has_worked_on(x)" in message  # what is overwritten is shown
+    edit(root / "dma_sac.py", "WIDTH = 128", "WIDTH = 256")
+    assert sync.check() == []
 
 
 def test_a_version_is_shared_by_its_scripts_only(root, monkeypatch, capsys):
@@ -194,7 +214,7 @@ def test_a_script_that_is_gone_is_not_missed(root):
     assert sync.check() == []
 
 
-@pytest.mark.parametrize("flags", [[], ["--check", "dr_sac.py"], ["none.py"], ["aib_run.py"]])
+@pytest.mark.parametrize("flags", [[], ["--check", "dr_sac.py"], ["none.py"], ["aib_run.py"], ["dr_sac.py", "nothing"]])
 def test_wrong_use(flags, root, monkeypatch, capsys):
     before = sources(root)
     assert run(monkeypatch, capsys, *flags)[0] == 2 and sources(root) == before

@@ -35,6 +35,7 @@ from tools.methods import METHODS  # noqa: E402
 
 SCRIPTS = {name: method for name, method in METHODS.items() if "/" not in method.script}  # relatives learn otherwise
 REFERENCE = "DMAstar"  # what ratios are held against
+BLOCK = 20  # gradient steps that are timed at once
 PARTS = {"Encoder": "encoder", "Hypernetwork": "hypernetwork and adapters", "adapt": "hypernetwork and adapters"}
 
 
@@ -64,9 +65,11 @@ def train(args, method):
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, str(ROOT / SCRIPTS[method].script), *flags.split(), "--run-dir", folder]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        output = process.stdout.read()
-        _, status, usage = os.wait4(process.pid, 0)
-        if status:
+        with process.stdout:
+            output = process.stdout.read()
+        _, status, usage = os.wait4(process.pid, 0)  # which also tells the memory
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode:
             aib_run.fail(f"{' '.join(command)}\n{output}")
         (metrics,) = Path(folder).glob("*/metrics.jsonl")
         start, end = (json.loads(line) for line in metrics.read_text().splitlines())
@@ -288,9 +291,9 @@ def variants_table(args):
             other.updates(2)
         ratios = []
         for _ in range(args.rounds):
-            seconds = learner.updates(20)
+            seconds = learner.updates(BLOCK)
             with varied(changes):
-                ratios.append(other.updates(20) / seconds)
+                ratios.append(other.updates(BLOCK) / seconds)
         medians[name] = {"method": method, "time_ratio": float(np.median(ratios))}
         rows.append([name, method, spread(ratios, 2)])
     return table(["variant", "method", "gradient step, times as long"], rows), medians
@@ -409,7 +412,7 @@ def measure(args):
     for _ in range(args.rounds):
         rates.append(matrix_rate(learners[REFERENCE].agent.log_alpha.device))
         for method, learner in learners.items():
-            found = {"update": learner.updates(20), "sample": learner.samples(20)[1], "shares": {}}
+            found = {"update": learner.updates(BLOCK), "sample": learner.samples(BLOCK)[1], "shares": {}}
             if not (args.cuda or args.compile):  # the profiler does not see into a graph
                 found["shares"] = learner.shares(4)
             rounds[method].append(found)

@@ -3,6 +3,9 @@
     python tools/sync.py dmash_sac.py    # after editing it: writes what it shares with the other scripts into them
     python tools/sync.py --check         # changes nothing: says what differs and the command that mends it
 
+What only another script has so, while this one has it as the rest, was edited there and is left: sync from there, or
+name it to overwrite it, as in `python tools/sync.py dmash_sac.py Encoder`.
+
 Each script is to be read from top to bottom, so what several of them need stands in each of them. Top-level definitions
 (functions, classes, constants) of the same name are the same to the letter, with the comments directly above them,
 except for what the lists below name. A script that is not in SCRIPTS, such as one of your own, is left alone.
@@ -75,16 +78,20 @@ def scripts():
     return [script for script in SCRIPTS if (ROOT / script).exists()]
 
 
-def check():
-    """What differs and how to mend it, as lines; none if nothing does."""
+def all_holders():
+    """{(name, version): {text: [scripts that have it so]}}"""
     holders = collections.defaultdict(lambda: collections.defaultdict(list))
     for script in scripts():
         for key, text in definitions(script).items():
             holders[key][text].append(script)
+    return holders
 
+
+def check():
+    """What differs and how to mend it, as lines; none if nothing does."""
     problems = []
     commands = []
-    for (name, _), texts in holders.items():
+    for (name, _), texts in all_holders().items():
         if len(texts) == 1:
             continue
         groups = sorted(texts.values(), key=len)  # the fewest first: they have probably been edited
@@ -96,26 +103,34 @@ def check():
     return problems
 
 
-def copy_from(script):
-    """Writes what `script` shares with the others into them. Returns {(name, old text, new text): [scripts]}."""
-    changes = collections.defaultdict(list)
-    ours = definitions(script)
-    for other in scripts():
-        for (name, _), theirs in definitions(other).items():
-            new = ours.get((name, version(name, other)), theirs)
-            if new == theirs:
+def copy_from(script, names=()):
+    """Writes what `script` shares with the others, or of that only `names`, into them. Returns what was written,
+    {(name, old text, new text): [scripts]}, and what was left since it was edited there, [(name, script)]."""
+    written = collections.defaultdict(list)
+    left = []
+    for (name, _), texts in all_holders().items():
+        new = next((text for text, having in texts.items() if script in having), None)
+        if new is None or (names and name not in names):
+            continue
+        for old, others in texts.items():
+            if old == new:
                 continue
-            source = (ROOT / other).read_text()
-            start, end = places(source)[name]
-            lines = source.split("\n")
-            (ROOT / other).write_text("\n".join([*lines[:start], new, *lines[end:]]))
-            changes[name, theirs, new].append(other)
-    return changes
+            if not names and len(others) == 1 < len(texts[new]):
+                left.append((name, others[0]))
+                continue
+            for other in others:
+                source = (ROOT / other).read_text()
+                start, end = places(source)[name]
+                lines = source.split("\n")
+                (ROOT / other).write_text("\n".join([*lines[:start], new, *lines[end:]]))
+                written[name, old, new].append(other)
+    return written, left
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("script", nargs="?", help="the script that was edited")
+    parser.add_argument("names", nargs="*", help="of what is to be written, whatever the others have")
     parser.add_argument("--check", action="store_true", help="write nothing")
     args = parser.parse_args()
     if args.check == bool(args.script):
@@ -128,10 +143,16 @@ def main():
         parser.error(
             f"{script} is none of {', '.join(scripts())}. To keep it like them, add it to SCRIPTS in {__file__}"
         )
-    for (name, old, new), others in copy_from(script).items():
+    known = {name for name, _ in definitions(script)}
+    if set(args.names) - known:
+        parser.error(f"{script} has no {', '.join(sorted(set(args.names) - known))}")
+    written, left = copy_from(script, args.names)
+    for (name, old, new), others in written.items():
         print(f"{name}: written into {', '.join(others)}")
         diff = list(difflib.unified_diff(old.split("\n"), new.split("\n"), n=0, lineterm=""))
         print("\n".join(line for line in diff[2:] if not line.startswith("@@")))  # also what has been overwritten
+    for name, other in left:
+        print(f"{name}: left in {other}, where it was edited: python tools/sync.py {other}")
 
 
 if __name__ == "__main__":

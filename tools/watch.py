@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import tyro
 
-import aib_envs
 import aib_run
 
 
