@@ -329,19 +329,20 @@ def without(rows, names):
 
 
 def benchmark_table(runs):
-    """README's: a row for each task, with the paper's AER of DMA*-SH over all sets, ours, and the hours of a run."""
+    """README's: a row for each task, with our AER over all sets, the paper's of DMA*-SH, and the hours of a run."""
     rows = []
     for name in report.BENCHMARK:
         task = aib_envs.get_task(name)
-        own = [run for run in report.main_runs(runs, name) if run.method == OURS]
         row = {"task": name, "what differs between episodes": ", ".join(d.key for d in task.dimensions)}
-        row["paper's steps"] = f"{task.total_timesteps:,}"
+        row["needs the context"] = "" if task.overlap else "yes"
+        own = []
+        for method in ("DR", "Concat", "DMA*", OURS):
+            own = [run for run in report.main_runs(runs, name) if run.method == method]
+            row[method] = f"{stats.iqm(report.aers(own, 'all sets')):.0f}" if own else ""
+        row["steps"] = f"{own[0].steps:,}" if own else ""
         row["paper"] = report.PAPER["AER_aggregated_over_sets_v2"].get(name, {}).get(OURS, "")
-        row["ours"] = row["ours, steps"] = row["hours"] = ""
-        if own:
-            row["ours"] = f"{stats.iqm(report.aers(own, 'all sets')):.0f}"
-            row["ours, steps"] = f"{own[0].steps:,}"
-            row["hours"] = f"{np.mean([run.hours() for run in own]):.1f}"
+        row["its steps"] = f"{task.total_timesteps:,}"
+        row["hours"] = f"{np.mean([run.hours() for run in own]):.1f}" if own else ""
         rows.append(row)
     return rows
 
