@@ -153,7 +153,7 @@ def test_inversion_inside_an_episode(observe):
     env = aib_envs.gym.make("AIB/DI-v0", context={"inversion": -1, "mass": 0.5}, observe_context=observe).unwrapped
     env.reset(seed=0)
     obs = env.reset(seed=0)[0]
-    report_agents.invert(env, "inversion", obs)
+    report_agents.invert(env, obs)
     assert env.context == {"mass": 0.5, "inversion": 1} and (observe is None or obs[-1] == 1)
     env.state[:] = 0
     obs = env.step(np.ones(2, np.float32))[0]

@@ -95,9 +95,9 @@ class MixedWindow:
         return tuple(np.where(foreign, other, own) for own, other in pairs)
 
 
-def roll_out(trained, contexts, rollout=0, switch=None, foreign=None):
+def roll_out(trained, contexts, rollout=0, switch=False, foreign=None):
     """Rewards [n, T], embeddings [n, T, 8] (or None) and observations [n, T + 1, obs_dim] of one episode, deterministic
-    actions. `switch`: key of a binary dimension that takes its other value in the middle. `foreign` [n]: in the middle,
+    actions. `switch`: the binary dimension takes its other value in the middle. `foreign` [n]: in the middle,
     each window is filled with what the environment of that index has gone through."""
     envs = trained.make_envs(contexts)
     agent = trained.agent
@@ -112,7 +112,7 @@ def roll_out(trained, contexts, rollout=0, switch=None, foreign=None):
             obs, _ = envs.reset(seed=aib_envs.reset_seeds(n, 2, rollout, int(t < 0)))
         if switch and t == middle:
             for row, env in zip(obs, envs.envs, strict=True):
-                invert(env.unwrapped, switch, row)
+                invert(env.unwrapped, row)
         view = MixedWindow(history, foreign, middle) if foreign is not None and t >= middle else history
         if t >= 0:
             embeddings.append(trained.embed(view))
@@ -128,19 +128,13 @@ def roll_out(trained, contexts, rollout=0, switch=None, foreign=None):
     return rewards, z, np.stack([*observations, obs], axis=1)
 
 
-def invert(env, key, obs):
-    """Gives a binary dimension of an environment's context its other value, and tells those who see the context: in the
-    observation [obs_dim] and in those to come."""
-    if hasattr(env, "flip"):
-        env.flip()
-    else:  # MERGE: an aib_envs.py without `flip`; this branch, and the argument `key`, then go
-        dimension = modes(env.env_id)
-        env.context[key] = sum(dimension.values) - env.context[key]
-        if len(env._suffix):
-            scaled = env.spec.kwargs["observe_context"] == "scaled"
-            env._suffix = aib_envs.context_vector(env.env_id, env.context, scaled)
-    if len(env._suffix):
-        obs[-len(env._suffix) :] = env._suffix
+def invert(env, obs):
+    """Gives the binary dimension of an environment's context its other value, and tells those who see the context: in
+    the observation [obs_dim] and in those to come."""
+    env.flip()
+    seen = len(env._suffix)
+    if seen:
+        obs[-seen:] = env._suffix
 
 
 def variability(z, contexts, mode):
@@ -321,9 +315,9 @@ def adaptation(trained, rollouts=4):
     Rewards [T] averaged over 20 contexts and rollouts: as `usual`, `switch`, `foreign` (with a window only); `modes`
     [2]: the reward of each mode in training contexts. And how far the embedding has gone from the old to the new
     context's mean [T], for both."""
-    contexts, key = pairs_of(trained.task, 10), mode_of(trained.task)
+    contexts = pairs_of(trained.task, 10)
     other = np.arange(len(contexts)) ^ 1
-    kinds = {"usual": {}, "switch": {"switch": key}}
+    kinds = {"usual": {}, "switch": {"switch": True}}
     if trained.agent.window_size:
         kinds["foreign"] = {"foreign": other}
     runs = {
