@@ -137,7 +137,7 @@ def test_buffer_size_counts_transitions_of_each_context(script):
     history = aib_envs.History(3, 24, 100, 4, 2)
     for size, episodes in ((100, 1), (399, 3), (400, 4)):
         buffer = module.ReplayBuffer(history, size, "cpu")
-        assert buffer.num_episodes == episodes and buffer.rewards.shape == (3, episodes, 100)
+        assert buffer.num_episodes == episodes and buffer.rewards.shape[:2] == (3, episodes)
 
 
 @pytest.mark.parametrize(
