@@ -270,7 +270,7 @@ def test_every_loss_of_a_gradient_step_sees_the_same_omega(monkeypatch):
             assert all(torch.equal(a, b) for a, b in zip(omega, omegas[0], strict=True))
 
 
-def test_the_context_learns_last():
+def test_what_the_dynamics_loss_trains_steps_last():
     """Adam's steps in order: critics, twice policy and temperature, then encoder, hypernetwork and dynamics model."""
     agent, order = make_agent(), []
     buffer = random_buffer(agent)
@@ -280,7 +280,7 @@ def test_the_context_learns_last():
             lambda *_, name=name: order.append(name.removesuffix("_optimizer"))
         )
     agent.update(*buffer.sample(32), True)
-    assert order == ["q", "actor", "alpha", "actor", "alpha", "context"]
+    assert order == ["q", "actor", "alpha", "actor", "alpha", "dynamics"]
     order.clear()
     losses = agent.update(*buffer.sample(32), False)
     assert order == ["q", "context"] and set(losses) == {"dynamics_loss", "qf_loss", "alpha"}
