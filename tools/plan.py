@@ -153,14 +153,12 @@ def print_list(name):
 def parsed(method, task, seed, flags):
     """Checked arguments of a run, from the command line that it will get, and those of its script by default."""
     module = import_script(method.script)
-    # LEAD: when no script imports aib_tools any more, `import_script("aib_run.py").parse_args` and `.saved_args`
-    tools = vars(module).get("aib_run") or vars(module)["aib_tools"]
-    saved_args = getattr(tools, "saved_args", vars)
+    aib_run = import_script("aib_run.py")
     said, argv = io.StringIO(), sys.argv
     sys.argv = [method.script, "--env-id", task, "--seed", str(seed), *flags]
     try:
         with contextlib.redirect_stderr(said):
-            args = tools.parse_args(module.Args, None)
+            args = aib_run.parse_args(module.Args)
             name = module.method_name(args)
     except SystemExit:
         message = " ".join(said.getvalue().split())
@@ -169,7 +167,7 @@ def parsed(method, task, seed, flags):
         sys.argv = argv
     if name != method.name:
         refuse(f"with these FLAGS {method.name} of tools/methods.py is {name} to method_name in {method.script}")
-    return saved_args(args), saved_args(module.Args())
+    return aib_run.saved_args(args), aib_run.saved_args(module.Args())
 
 
 def jobs(env):

@@ -1,0 +1,39 @@
+"""The trained agents in agents/ do what their results.json says."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import aib_envs
+import aib_run
+
+AGENTS = sorted((Path(__file__).parent.parent / "agents").iterdir())
+LONG = [agent for agent in AGENTS if not agent.name.startswith("DI__")]
+
+
+def returns_of(directory):
+    """Of one rollout in each of the 60 contexts: returns now, and those in results.json [60]."""
+    agent, args, make_envs = aib_run.load_agent(directory)
+    envs = make_envs(args, aib_envs.eval_contexts(args.env_id))
+    returns, _ = aib_envs.evaluate(envs, agent.act, agent.window_size, rollouts=1)
+    results = json.loads((directory / "results.json").read_text())["returns"]
+    return returns[:, 0], np.concatenate([np.array(results[split])[:, 0] for split in aib_envs.SPLITS])
+
+
+@pytest.mark.parametrize(
+    "agent", [pytest.param(x, marks=[pytest.mark.slow] if x in LONG else []) for x in AGENTS], ids=lambda x: x.name
+)
+def test_an_agent_earns_what_its_results_say(agent):
+    returns, published = returns_of(agent)
+    bounds = aib_envs.get_task(json.loads((agent / "results.json").read_text())["args"]["env_id"]).bounds
+    # Single episodes may part ways on another processor; their mean must not, by more than a hundredth of the scale.
+    assert abs(returns.mean() - published.mean()) < 0.01 * bounds[1]
+
+
+@pytest.mark.parametrize("agent", AGENTS, ids=lambda x: x.name)
+def test_an_agent_is_small_and_names_no_machine(agent):
+    assert (agent / "agent.pt").stat().st_size < 2 * 2**20
+    for name in ("config.json", "results.json"):
+        assert json.loads((agent / name).read_text())["args"]["run_dir"] == "runs"
