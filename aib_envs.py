@@ -7,6 +7,7 @@ and that the agent is not told. It trains on 20 contexts and is evaluated with f
 three sets of 20: `train`, `eval-in` (interpolation) and `eval-out` (extrapolation).
 """
 
+import atexit
 import contextlib
 import copy
 import ctypes.util
@@ -497,7 +498,9 @@ class MujocoEnv(ContextEnv):
             import mujoco
 
             self.renderer = mujoco.Renderer(self.model, HEIGHT, WIDTH)
-            weakref.finalize(self, self.renderer.close)
+            close = weakref.finalize(self, self.renderer.close)
+            close.atexit = False
+            atexit.register(close)  # what is registered last runs first: before EGL ends
         self.renderer.update_scene(self.data, camera=0)  # it shows the whole, or follows the body
         return self.renderer.render()
 

@@ -938,6 +938,22 @@ def test_pictures_whatever_was_made_before(before):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere MuJoCo itself knows what to draw with")
+def test_a_program_that_has_drawn_ends_in_silence():
+    if not mujoco_can_draw("egl"):
+        pytest.skip("EGL cannot draw here")
+    program = """
+    import tempfile
+    kept = tempfile.TemporaryDirectory()  # Python then runs all such clean-ups after those of EGL
+    import aib_envs
+    env = aib_envs.gym.make("AIB/Cartpole-v0", render_mode="rgb_array")
+    env.reset()
+    env.render()
+    """
+    _, stderr = in_a_process(program)
+    assert not stderr
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere MuJoCo itself knows what to draw with")
 @pytest.mark.parametrize(
     ("gone", "backend"),
     [
