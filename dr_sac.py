@@ -169,8 +169,9 @@ class Agent(nn.Module):
             next_obs_actions = torch.cat([next_obs, next_actions], 1)
             qf1_next = self.qf1_target(next_obs_actions)
             qf2_next = self.qf2_target(next_obs_actions)
-            min_qf_next = torch.min(qf1_next, qf2_next).squeeze(1) - self.log_alpha.exp() * next_log_pi
-            next_q_value = rewards + self.args.gamma * min_qf_next
+            min_qf_next = torch.min(qf1_next, qf2_next).squeeze(1)
+            alpha = self.log_alpha.exp()
+            next_q_value = rewards + self.args.gamma * (min_qf_next - alpha * next_log_pi)
         qf1 = self.qf1(obs_actions).squeeze(1)
         qf2 = self.qf2(obs_actions).squeeze(1)
         losses["qf_loss"] = F.mse_loss(qf1, next_q_value) + F.mse_loss(qf2, next_q_value)
@@ -239,11 +240,17 @@ def train(args):
     envs = make_envs(args, aib_envs.context_set(args.env_id, "train"))
     eval_envs = make_envs(args, aib_envs.eval_contexts(args.env_id))
     n = envs.num_envs
+    obs_dim = envs.single_observation_space.shape[0]
     act_dim = envs.single_action_space.shape[0]
     agent = make_agent(args, envs)
-    history = aib_envs.History(n, agent.window_size, steps, envs.single_observation_space.shape[0], act_dim)
+    history = aib_envs.History(n, agent.window_size, steps, obs_dim, act_dim)
     buffer = ReplayBuffer(history, args.buffer_size, aib_run.device(args))
     run = aib_run.Run(args, method_name(args), agent, buffer)  # goes on from its checkpoint, if it has one
+
+    def evaluate(rollouts):
+        returns, diverged = aib_envs.evaluate(eval_envs, agent.act, agent.window_size, rollouts)
+        diagnostics = agent.diagnose(*buffer.sample(args.batch_size))
+        return returns, diverged, diagnostics
 
     while run.global_step < args.total_timesteps:
         # An episode in all training contexts at once. Before it comes a warm-up (t < 0), which fills the window.
@@ -264,8 +271,7 @@ def train(args):
 
             if run.global_step % args.eval_every == 0:
                 with torch.random.fork_rng():  # so that looking changes nothing
-                    evaluation = aib_envs.evaluate(eval_envs, agent.act, agent.window_size, rollouts=1)
-                    run.log_evaluation(*evaluation, agent.diagnose(*buffer.sample(args.batch_size)))
+                    run.log_evaluation(*evaluate(rollouts=1))
             batch = buffer.sample(args.batch_size)
             losses = agent.update(*batch, run.global_step % POLICY_FREQUENCY == 0)
             run.advance(losses)
@@ -275,9 +281,7 @@ def train(args):
             buffer.add(history)
             run.end_episode(history)
 
-    with torch.random.fork_rng():
-        evaluation = aib_envs.evaluate(eval_envs, agent.act, agent.window_size, args.eval_rollouts)
-        run.finish(*evaluation, agent.diagnose(*buffer.sample(args.batch_size)))
+    run.finish(*evaluate(args.eval_rollouts))
     return run
 
 
