@@ -283,7 +283,7 @@ def test_what_the_dynamics_loss_trains_steps_last():
     assert order == ["q", "actor", "alpha", "actor", "alpha", "dynamics"]
     order.clear()
     losses = agent.update(*buffer.sample(32), False)
-    assert order == ["q", "context"] and set(losses) == {"dynamics_loss", "qf_loss", "alpha"}
+    assert order == ["q", "dynamics"] and set(losses) == {"dynamics_loss", "qf_loss", "alpha"}
 
 
 def test_time_limits_bootstrap():
