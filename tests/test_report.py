@@ -413,12 +413,32 @@ def test_claims_over_tasks():
     assert float(row["of means"]) == pytest.approx(mean, abs=0.005)
 
 
-def test_mine_against_each():
-    runs = runs_of("DI", DR=[10, 20, 30], DMA_SH=[60, 70, 80], Mine=[90, 91, 92], Yours=[50, 51, 52])
-    claims = [row["claim"] for row in report.task_claims(runs, "DI") if row["set"] == "eval-out"]
-    mine = ["Mine above DR", "Mine above DMA*-SH", "Yours above DR", "Yours above DMA*-SH", "Mine above Yours"]
-    assert claims == ["DR fails: below 0.6 of DMA*-SH", *mine]
-    assert "Mine" in report.overview_table(runs)[0]
+def test_own_methods_have_a_table_of_their_own(tmp_path):
+    """And leave what is said about the paper's claims as it is."""
+    published = runs_of("DI", DR=[10, 20, 30], DA=[1, 2, 3], DMA_=[40, 50, 60], DMA_SH=[60, 70, 80])
+    published += runs_of("ODE", DR=[10, 20, 30], DMA_SH=[60, 70, 80])
+    mine = runs_of("DI", Mine=[90, 91, 92], Yours=[50, 51, 52]) + runs_of("ODE", Mine=[90, 91, 92])
+    page = report.Page(tmp_path, "figures")
+    for runs in (published, published + mine):
+        before = dict(page.tables)
+        report.add_task(page, runs, [], "DI")
+        report.add_over_tasks(page, runs)
+    for name in ("DI_verdicts", "verdicts"):
+        assert page.tables[name] == before[name]
+    claims = list(dict.fromkeys(row["claim"] for row in page.tables["DI_own_verdicts"]))
+    against = ("DMA*-SH", "DMA*", "DR")
+    assert claims == [f"{one} above {other}" for one in ("Mine", "Yours") for other in against]
+    pooled = page.tables["own_verdicts"]
+    assert [row["claim"] for row in pooled] == ["Mine above DMA*-SH"] * 2 + ["Mine above DR"] * 2
+    assert {row["p, Holm of 4"] for row in pooled} == {"0.010"}  # 4 / 400
+
+
+def test_an_own_method_is_shown_with_a_row_and_without(monkeypatch):
+    runs = runs_of("DI", DR=[10], DMA_SH=[60], Mine=[90])
+    found = report.overview_table(runs), report.own_claims(runs)
+    monkeypatch.setattr(report, "LABELS", [*report.LABELS, "Mine"])
+    assert (report.overview_table(runs), report.own_claims(runs)) == found
+    assert "Mine" in found[0][0] and len(found[1]) == 4
 
 
 def test_hours():

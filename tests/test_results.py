@@ -253,6 +253,12 @@ def test_results_say_what_made_them_and_are_small():
     assert max(path.stat().st_size for path in files) < 2**18 and sum(path.stat().st_size for path in files) < 2**23
 
 
+def test_all_methods_with_results_are_published():
+    """Others count as the reader's own."""
+    runs, relatives, held_out, failed, _ = results_page.read_results()
+    assert {run.method for run in [*runs, *relatives, *held_out, *failed]} <= set(report.PUBLISHED)
+
+
 def test_the_benchmark_is_the_papers_thirteen_tasks():
     assert len(report.BENCHMARK) == 13 and set(report.BENCHMARK) < set(aib_envs.TASKS)
     assert {*report.PAPER["AER_aggregated_over_sets_v2"]} < set(report.BENCHMARK)

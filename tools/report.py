@@ -39,7 +39,14 @@ SPLITS = aib_envs.SPLITS
 SETS = (*SPLITS, "all sets")
 OURS = "DMA*-SH"
 LABELS = [method.label for method in METHODS.values()]
-MAIN = [method.label for method in METHODS.values() if not method.extra] + ["RSAC"]  # in the overview
+MAIN = ["DR", "Concat", "DA", "DMA", "DMA-Pearl", "DMA*", OURS, "RSAC"]  # in the overview
+# All methods of this repository. Every other one is the reader's own, with a row in tools/methods.py or without.
+PUBLISHED = [*MAIN, "RSAC-H", "RSAC-H-biasinit", "Concat-scaled", "DA-scaled", "DMA*-nomask", "DMA*-nonorm"]
+PUBLISHED += ["DMA*-H", "DMA*-H-RLonly", "DMA-SH", "DMA*-SH-nomask", "DMA*-SH-nonorm"]
+PUBLISHED += ["DMA*-SH-nodetach-critic", "DMA*-SH-nodetach-actor", "DMA*-SH-nodetach-critic-nodetach-actor"]
+PUBLISHED += ["HyperZero", "HyperZero-noQ", "HyperZero-noTD", "MLP", "UVFA", "HyperDynamics", "HyperDynamics-global"]
+PUBLISHED += ["HyperDynamics-concat", "HyperDynamics-recurrent", "HyperDynamics-expert"]
+RIVALS = [OURS, "DMA*", "Concat", "DR"]  # the methods that the reader's own ones are compared with
 KINDS = {"non-overlapping": False, "overlapping": True}  # can one policy act well in all contexts?
 # The tasks of the paper's aggregates.
 BENCHMARK = ["DI", "DI-Friction", "DI-Perm", "ODE", "Cartpole", "Cheetah", "Reacher-E", "Reacher-H", "Reacher-H-Perm"]
@@ -462,10 +469,10 @@ def diverged_table(runs):
 
 
 def overview_table(runs):
-    """A row for each task and length: AER over all sets of the main methods and of those that are not in
-    tools/methods.py, beside the paper's AER of DMA*-SH."""
+    """A row for each task and length: AER over all sets of the main methods and of the reader's own, beside the
+    paper's AER of DMA*-SH."""
     rows = []
-    methods = [method for method in by_method(runs) if method in MAIN or method not in LABELS]
+    methods = [method for method in by_method(runs) if method in MAIN or method not in PUBLISHED]
     for (task, steps), group in lengths(runs).items():
         row = {"task": task, "steps": f"{steps:,}", "of the paper's": f"{100 * group[0].training():.0f} %"}
         for method in methods:
@@ -566,13 +573,10 @@ CLAIMS += [Claim("DR", OURS, 0.8, ("overlapping",), f"DR does not fail: above 0.
 CLAIMS += [Claim(OURS, other) for other in ("DMA-Pearl", "DMA*-H", "DMA*-H-RLonly", "DMA-SH", "RSAC")]
 
 
-def all_claims(runs):
-    """The paper's claims, and each method that is not in tools/methods.py against every other one."""
-    methods = list(by_method(runs))
-    mine = [method for method in methods if method not in LABELS]
-    others = [method for method in methods if method not in mine]
-    pairs = [*itertools.product(mine, others), *itertools.combinations(mine, 2)]
-    return [*CLAIMS, *(Claim(one, other) for one, other in pairs)]
+def own_claims(runs):
+    """Each of the reader's own methods against the rivals."""
+    mine = [method for method in by_method(runs) if method not in PUBLISHED]
+    return [Claim(one, other) for one, other in itertools.product(mine, RIVALS)]
 
 
 def question(claim, runs, tasks, split):
@@ -593,11 +597,12 @@ def verdict_rows(rows, questions):
     return rows
 
 
-def task_claims(runs, task):
-    """A row for each claim, length and set of a task: AER of both methods, and what the test says."""
+def task_claims(runs, task, claims=CLAIMS):
+    """A row for each claim, length and set of a task: AER of both methods, and what the test says. The claims are
+    asked together, and with no others."""
     rows, questions = [], []
     for (name, steps), group in lengths(runs).items():
-        for claim, split in itertools.product(all_claims(runs), ("all sets", "eval-out")):
+        for claim, split in itertools.product(claims, ("all sets", "eval-out")):
             if name != task or not claimed(claim, group, task):
                 continue
             both = [[run for run in group if run.method == method] for method in (claim.one, claim.other)]
@@ -616,11 +621,12 @@ def claimed(claim, runs, task):
     return kind in claim.kinds and {claim.one, claim.other} <= methods
 
 
-def pooled_claims(runs):
-    """A row for each claim, kind of tasks, share of training and set, over the tasks that have both methods."""
+def pooled_claims(runs, claims=CLAIMS):
+    """A row for each claim, kind of tasks, share of training and set, over the tasks that have both methods. The claims
+    are asked together, and with no others."""
     rows, questions = [], []
     shares = sorted({run.training() for run in runs})
-    for claim, kind, share in itertools.product(all_claims(runs), KINDS, shares):
+    for claim, kind, share in itertools.product(claims, KINDS, shares):
         own = [run for run in of_kind(runs, kind) if run.training() == share]
         tasks = [task for task in tasks_of(own) if claimed(claim, own, task)]
         if len(tasks) < 2:
@@ -889,6 +895,14 @@ def add_verdicts(page, heading, name, rows):
         page.text(heading, f"Too few seeds to decide: {claims}.\n".replace("*", "\\*"))
 
 
+def add_own_verdicts(page, heading, name, rows):
+    """The same for the reader's own methods, if there are some."""
+    if rows:
+        text = f"Your own methods against {', '.join(RIVALS)}. Their questions do not count in the table of the paper's.\n"
+        page.text(heading, text.replace("*", "\\*"))
+        add_verdicts(page, heading, name, rows)
+
+
 def add_task(page, runs, unfinished, task):
     """The section of one task."""
     own = [run for run in runs if run.task == task]
@@ -896,6 +910,7 @@ def add_task(page, runs, unfinished, task):
     page.table(task, f"{task}_diverged", diverged_table(own))
     page.figure(task, f"{task}_curves", learning_curves(own, unfinished, task), f"Learning curves on {task}")
     add_verdicts(page, task, f"{task}_verdicts", task_claims(own, task))
+    add_own_verdicts(page, task, f"{task}_own_verdicts", task_claims(own, task, own_claims(own)))
 
 
 def add_over_tasks(page, runs):
@@ -908,7 +923,9 @@ def add_over_tasks(page, runs):
         name = {"all": "Overlapping and not"}.get(kind, kind.capitalize())
         page.text(heading, f"**{name}, after {share:.0f} % of the training: {', '.join(tasks)}.**\n")
         page.table(heading, f"over_tasks_{number}", aggregate_table(own, kind, methods, tasks))
-    add_verdicts(page, "Verdicts over tasks", "verdicts", pooled_claims(runs))
+    heading = "Verdicts over tasks"
+    add_verdicts(page, heading, "verdicts", pooled_claims(runs))
+    add_own_verdicts(page, heading, "own_verdicts", pooled_claims(runs, own_claims(runs)))
 
 
 def add_notes(page, runs, unfinished, problems):

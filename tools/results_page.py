@@ -103,7 +103,7 @@ class Values:
         """The row of a table of verdicts; `where`: a task, or a kind of tasks."""
         rows = report.pooled_claims(self.all) if where in report.KINDS else report.task_claims(self.all, where)
         found = {(row["claim"], row.get("kind", where), row["set"]): row for row in rows}
-        name = next(str(claim) for claim in report.all_claims(self.all) if (claim.one, claim.other) == (one, other))
+        name = next(str(claim) for claim in report.CLAIMS if (claim.one, claim.other) == (one, other))
         return found[name, where, split]
 
     def verdict(self, *claim):
