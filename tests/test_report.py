@@ -260,6 +260,64 @@ def test_flags_that_a_resume_may_change_tell_nothing_apart():
     assert aib_run.FREE - {"eval_rollouts"} < report.FREE  # fewer rollouts are another measurement
 
 
+def test_runs_of_different_code_are_named(tmp_path):
+    old, new = ({"script_sha256": name * 64, "commit": "c" * 40} for name in "ab")
+    starts = {1: old, 2: new, 3: old, 4: old | {"resumed": [old, new]}, 5: old | {"changed": True}}
+    for seed, start in starts.items():
+        edit(make_run(tmp_path / "FiLM", "FiLM", seed, 10) / "config.json", script="film_sac.py", **start)
+        edit(make_run(tmp_path / "same", "Same", seed, 10) / "config.json", **old)
+    for seed, commit in ((1, "d"), (2, "e"), (3, "e")):
+        edit(make_run(tmp_path / "other", "Other", seed, 10) / "config.json", **old | {"commit": commit * 40})
+        edit(make_run(tmp_path / "old", "DR", seed, 10) / "config.json", commit=commit * 40)
+    film = "FiLM on DI: seeds 1, 3, 4, 5 and seed 2 are of different versions of film_sac.py"
+    film += "; on DI: seed 4 went on with another version than they began with"
+    film += "; on DI: seed 5 had code that was not committed"
+    other = "Other on DI: seed 1 and seeds 2, 3 are of different commits"
+    older = "3 of 16 runs do not have their script's hash (they are older). Their commits: eeeeeee (2), ddddddd (1)."
+    assert report.code_notes(read(tmp_path)[0]) == [film, other, older]
+    report.report([tmp_path], tmp_path / "out")
+    assert f"- {film}\n- {other}\n" in (tmp_path / "out" / "report.md").read_text()
+
+
+def test_flags_that_differ_between_methods_are_named(tmp_path):
+    pairs = [("DI", method) for method in ("DR", "DMAstar", "FiLM", "Tiny")] + [("ODE", "DR"), ("ODE", "Tiny")]
+    for task, method in pairs:
+        flags = {"batch_size": 32 if method == "Tiny" else 256, "mask_prob": len(method)}
+        make_run(tmp_path, method, 1, 10, env_id=task, flags=flags)
+    runs = read(tmp_path)[0]
+    assert report.flag_notes(runs) == ["Tiny: batch_size 32 where other methods have 256 (DI, ODE)"]
+    assert not report.flag_notes([run for run in runs if run.method != "Tiny"])
+
+
+def test_a_task_that_its_script_brings_along(tmp_path, monkeypatch):
+    """It is in all tables and figures of its own, and in no aggregate."""
+    monkeypatch.setattr(aib_envs, "TASKS", dict(aib_envs.TASKS))
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.chdir(tmp_path)
+    task = "aib_envs.Task('X', 2, 1, 9, 4, (aib_envs.MASS, aib_envs.INVERSION), False, 9, (0, 200))"
+    (tmp_path / "my_cart.py").write_text(f"import aib_envs\naib_envs.TASKS['MyCart'] = {task}\n")
+    (tmp_path / "my_sac.py").write_text("import my_cart\n")
+    (tmp_path / "my_broken.py").write_text("import nothing_at_all\n")
+    exec((tmp_path / "my_cart.py").read_text(), {})
+    for method in ("DR", "DMAstar-SH", "Mine"):
+        make_run(tmp_path / "runs", method, 1, 100, env_id="MyCart")
+        edit(tmp_path / "runs" / f"MyCart__{method}__1__1000100" / "config.json", script="my_sac.py")
+    broken = make_run(tmp_path / "runs", "Broken", 1, 100, env_id="MyCart")
+    edit(broken / "config.json", script="my_broken.py")
+    del aib_envs.TASKS["MyCart"]
+    report.import_script.cache_clear()
+    _, _, problems = read(broken)
+    assert "my_broken.py cannot be imported" in problems[0] and "nothing_at_all" in problems[0]
+    edit(make_run(tmp_path / "runs", "DR", 1, 10) / "config.json", script="my_sac.py")
+    report.report([tmp_path / "runs"], tmp_path / "out")
+    out = tmp_path / "out"
+    rows = table(out / "tables" / "MyCart.csv")
+    assert {row["method"] for row in rows} >= {"DR", "DMA*-SH", "Mine"} and rows[0]["worse mode"] == "100 %"
+    assert {row["task"] for row in table(out / "tables" / "overview.csv")} == {"DI", "MyCart"}
+    assert (out / "figures" / "MyCart_contexts.png").exists() and (out / "figures" / "MyCart_curves.png").exists()
+    assert not (out / "tables" / "over_tasks_1.csv").exists()
+
+
 def test_flags_are_told_apart_over_tasks(tmp_path):
     make_run(tmp_path, "DR", 1, 10, flags={"gamma": 0.5})
     for env_id in ("DI-Perm", "DI-Friction"):

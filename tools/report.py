@@ -12,6 +12,7 @@ import argparse
 import collections
 import contextlib
 import csv
+import functools
 import io
 import itertools
 import json
@@ -57,6 +58,9 @@ PAPER_SETS = {"train": "train", "eval-out": "eval_out", "all sets": "aggregated"
 # Flags that may differ between runs that are put together: they do not change what is learned.
 FREE = {"seed", "env_id", "total_timesteps", "run_dir", "resume", "eval_only", "context", "dataset", "cuda", "track"}
 FREE |= {"cuda_graph", "keep_checkpoint", "capture_video", "flip_at", "eval_every", "eval_epochs"}
+# Flags of many scripts that should be the same for all methods of a task.
+SHARED = ["learning_starts", "buffer_size", "batch_size", "gamma", "tau", "policy_lr", "q_lr", "dynamics_lr"]
+SHARED += ["eval_rollouts"]
 STUCK = 60  # a rollout of ODE that ends with this or less, of 200, has waited at a wrong equilibrium
 
 
@@ -77,6 +81,15 @@ def write(path, text):
 # ---------------------------------------------------- Reading the runs ------------------------------------------------
 
 
+@dataclass(frozen=True)
+class Start:
+    """The code with which a run began or went on."""
+
+    sha256: str  # of the script; "": not recorded
+    commit: str
+    changed: bool  # did the code differ from that commit?
+
+
 @dataclass
 class Run:
     """A run, finished or not."""
@@ -95,6 +108,7 @@ class Run:
     experts: list | None = None  # of hyperzero.py: each expert's return in its training context
     held_out: list | None = None  # of hyperzero.py: the contexts (0 to 19) whose experts stage 2 has not seen
     prediction: dict | None = None  # of hyperdynamics.py: {one_step, twenty_step: {set: error}}
+    starts: tuple = ()  # a `Start` for the run's beginning and for each time it was resumed
 
     def aer(self, split):
         """Average episodic return over contexts and rollouts of the last evaluation."""
@@ -237,6 +251,37 @@ def read_extras(run, results, problems):
             problems.append(f"{run.directory}: its {name} cannot be used ({type(error).__name__}: {error})")
 
 
+def starts_of(config):
+    """The `Start`s of a config.json."""
+    found = [config, *(config.get("resumed") or [])]
+    return tuple(
+        Start(str(start.get("script_sha256") or ""), str(start.get("commit")), bool(start.get("changed")))
+        for start in found
+    )
+
+
+@functools.cache
+def import_script(script):
+    """Imports a run's script, for the tasks that it brings along. Why that fails (str), or None."""
+    try:
+        import aib_run  # here, for it imports PyTorch
+
+        aib_run.load_script(script)
+    except (Exception, SystemExit) as error:  # it may do anything
+        return f"{script} cannot be imported ({type(error).__name__}: {error})"
+    return None
+
+
+def know_task(task, script):
+    """Makes sure that the task of a run is in aib_envs.TASKS. Raises ValueError."""
+    if task in list(aib_envs.TASKS) or not script:
+        aib_envs.get_task(task)
+        return
+    reason = import_script(script) or f"{script} does not bring it along"
+    if task not in list(aib_envs.TASKS):
+        raise ValueError(f"unknown task {task!r}: {reason}")
+
+
 def read_run(directory, problems):
     """The run in `directory`. Raises OSError, ValueError, LookupError, TypeError or AttributeError."""
     config = json.loads((directory / "config.json").read_text())
@@ -244,6 +289,8 @@ def read_run(directory, problems):
     results = json.loads((directory / "results.json").read_text()) if finished else {"args": config["args"]}
     args = results["args"]
     task = args["env_id"]
+    script = Path(config.get("script") or "").name
+    know_task(task, script)
     steps = int(args["total_timesteps"] or aib_envs.get_task(task).total_timesteps)
     metrics = read_metrics(directory / "metrics.jsonl", problems)
     run = Run(
@@ -253,10 +300,11 @@ def read_run(directory, problems):
         method=str(config["method"]).replace("DMAstar", "DMA*"),
         seed=int(args["seed"]),
         steps=steps,
-        script=Path(config.get("script") or "").name,
+        script=script,
         args=args,
         metrics=metrics,
         returns=table_of(results["returns"], None) if finished else None,
+        starts=starts_of(config),
     )
     contexts = {split: aib_envs.context_set(task, split) for split in SPLITS}
     if finished and results["contexts"] != contexts:
@@ -898,7 +946,7 @@ def add_verdicts(page, heading, name, rows):
 def add_own_verdicts(page, heading, name, rows):
     """The same for the reader's own methods, if there are some."""
     if rows:
-        text = f"Your own methods against {', '.join(RIVALS)}. Their questions do not count in the table of the paper's.\n"
+        text = f"Your own methods against {', '.join(RIVALS)}. These questions are corrected for among themselves.\n"
         page.text(heading, text.replace("*", "\\*"))
         add_verdicts(page, heading, name, rows)
 
@@ -928,6 +976,78 @@ def add_over_tasks(page, runs):
     add_own_verdicts(page, heading, "own_verdicts", pooled_claims(runs, own_claims(runs)))
 
 
+def seeds_of(runs):
+    """seeds 1, 3"""
+    seeds = [str(run.seed) for run in runs]
+    return f"seed{'s' * (len(seeds) > 1)} {', '.join(seeds)}"
+
+
+def code_notes(runs):
+    """A line for each method that has runs of different or of unknown code, and one for all runs that are too old to
+    tell which script made them."""
+    notes = []
+    for method, own in by_method(runs).items():
+        found = collections.defaultdict(list)  # {what is to be said: of which tasks}
+        for (task, _), group in lengths(own).items():
+            for text in code_of_group([run for run in group if run.starts]):
+                found[text].append(task)
+        parts = [f"on {', '.join(dict.fromkeys(tasks))}: {text}" for text, tasks in found.items()]
+        if parts:
+            notes.append(f"{method} {'; '.join(parts)}")
+    old = [run for run in runs if run.starts and not any(start.sha256 for start in run.starts)]
+    if old:
+        counts = collections.Counter(short(run.starts[-1].commit) for run in old)
+        commits = ", ".join(f"{commit} ({count})" for commit, count in counts.most_common())
+        count = f"{len(old)} of {len(runs)} runs"
+        notes.append(f"{count} do not have their script's hash (they are older). Their commits: {commits}.")
+    return notes
+
+
+def short(commit):
+    """A commit's first seven digits; what is no commit stays as it is."""
+    return commit[:7] if len(commit) == 40 else commit
+
+
+def code_of_group(group):
+    """What is to be said about the code of runs that are put together (list of str). Nothing if all are old."""
+    if not any(start.sha256 for run in group for start in run.starts):
+        return []
+    found = []
+    same = collections.defaultdict(list)
+    for run in group:
+        same[run.starts[0].sha256, run.starts[0].commit].append(run)
+    if len(same) > 1:
+        hashes = {sha256 for sha256, _ in same} - {""}
+        what = f"versions of {group[0].script}" if len(hashes) > 1 else "commits"
+        found.append(f"{' and '.join(map(seeds_of, same.values()))} are of different {what}")
+    resumed = [run for run in group if len({(start.sha256, start.commit) for start in run.starts}) > 1]
+    if resumed:
+        found.append(f"{seeds_of(resumed)} went on with another version than they began with")
+    changed = [run for run in group if any(start.changed for start in run.starts)]
+    if changed:
+        found.append(f"{seeds_of(changed)} had code that was not committed")
+    return found
+
+
+def flag_notes(runs):
+    """A line for each method with flags that most other methods of the same task have set otherwise."""
+    found = collections.defaultdict(list)  # {(method, flag, own value, usual value): tasks}
+    for task, name in itertools.product(tasks_of(runs), SHARED):
+        values = {}  # of each method
+        for method, own in by_method([run for run in runs if run.task == task and name in run.args]).items():
+            values[method] = json.dumps(own[0].args[name])
+        if not values:
+            continue
+        usual = collections.Counter(values.values()).most_common(1)[0][0]  # of two as frequent, the published one
+        for method, value in values.items():
+            if value != usual and f"{name} {value}" not in method:
+                found[method, name, value, usual].append(task)
+    notes = collections.defaultdict(list)
+    for (method, name, value, usual), tasks in found.items():
+        notes[method].append(f"{name} {value} where other methods have {usual} ({', '.join(tasks)})")
+    return [f"{method}: {'; '.join(parts)}" for method, parts in notes.items()]
+
+
 def add_notes(page, runs, unfinished, problems):
     """What is not in the tables, and why."""
     lines = []
@@ -940,6 +1060,8 @@ def add_notes(page, runs, unfinished, problems):
     unknown = sum(run.diverged is None for run in runs)
     if unknown:
         lines.append(f"{unknown} of {len(runs)} runs do not say whether simulations diverged (they are older).")
+    lines += code_notes(runs)
+    lines += flag_notes(runs)
     lines += problems
     if lines:
         page.text("Notes", "".join(f"- {line}\n" for line in lines).replace(f"{ROOT}/", "").replace("*", "\\*"))
