@@ -270,8 +270,8 @@ def test_runs_of_different_code_are_named(tmp_path):
         edit(make_run(tmp_path / "other", "Other", seed, 10) / "config.json", **old | {"commit": commit * 40})
         edit(make_run(tmp_path / "old", "DR", seed, 10) / "config.json", commit=commit * 40)
     film = "FiLM on DI: seeds 1, 3, 4, 5 and seed 2 are of different versions of film_sac.py"
-    film += "; on DI: seed 4 went on with another version than they began with"
-    film += "; on DI: seed 5 had code that was not committed"
+    film += "; seed 4 went on with another version than they began with"
+    film += "; seed 5 had code that was not committed"
     other = "Other on DI: seed 1 and seeds 2, 3 are of different commits"
     older = "3 of 16 runs do not have their script's hash (they are older). Their commits: eeeeeee (2), ddddddd (1)."
     assert report.code_notes(read(tmp_path)[0]) == [film, other, older]

@@ -989,8 +989,8 @@ def code_notes(runs):
     for method, own in by_method(runs).items():
         found = collections.defaultdict(list)  # {what is to be said: of which tasks}
         for (task, _), group in lengths(own).items():
-            for text in code_of_group([run for run in group if run.starts]):
-                found[text].append(task)
+            if texts := code_of_group([run for run in group if run.starts]):
+                found["; ".join(texts)].append(task)
         parts = [f"on {', '.join(dict.fromkeys(tasks))}: {text}" for text, tasks in found.items()]
         if parts:
             notes.append(f"{method} {'; '.join(parts)}")
