@@ -405,40 +405,43 @@ def read_tensors(path):
     return torch.load(path, map_location="cpu", weights_only=True)
 
 
-def read_config(directory, script=None):
-    """The config.json (dict) of a run of `script`, by default of this one; ends the program with one line if it is
-    not that."""
-    script = script or Path(sys.argv[0]).name
+def any_config(directory):
+    """The config.json (dict) of a run of any script; ends the program with one line if it is none."""
     path = Path(directory) / "config.json"
     with reading(path):
         config = json.loads(path.read_text())
     if not isinstance(config, dict) or not {"run", "script", "method", "args"} <= config.keys():
         fail(f"{path} is no run's config.json")
-    if config["script"] != script:
-        fail(f"{directory} is a run of {config['script']}, not of {script}")
     if not isinstance(config["args"], dict):
         fail(f"{path} is no run's config.json: its args are no object")
-    return config | {"run": str(config["run"]), "method": str(config["method"])}
+    return config | {"run": str(config["run"]), "script": str(config["script"]), "method": str(config["method"])}
 
 
-def fit(module, weights, directory):
-    """Puts `weights`, {name: tensor}, of the run in `directory` into a module. Ends the program with one line if its
-    script has other networks by now."""
+def read_config(directory, script=None):
+    """The config.json (dict) of a run of `script`, by default of this one; ends the program with one line if it is
+    not that."""
+    script = script or Path(sys.argv[0]).name
+    config = any_config(directory)
+    if config["script"] != script:
+        fail(f"{directory} is a run of {config['script']}, not of {script}")
+    return config
+
+
+def fit(module, weights, path):
+    """Puts `weights`, {name: tensor}, of a run's file `path` into a module. Ends the program with one line if they are
+    of other networks."""
     own = module.state_dict()
-    reason = None
     for name in [*own, *weights]:
         if name not in weights:
-            reason = f"there is no {name} in them"
+            reason = f"they have no {name}"
         elif name not in own:
             reason = f"the script has no {name}"
         elif weights[name].shape != own[name].shape:
             reason = f"{name} is {list(weights[name].shape)}, in the script {list(own[name].shape)}"
-        if reason:
-            break
-    if reason:
-        config = json.loads((Path(directory) / "config.json").read_text())
-        commit = config.get("commit") or "unknown"
-        fail(f"the weights of {directory} do not fit this script: {reason}; the run is of commit {commit}")
+        else:
+            continue
+        commit = any_config(path.parent).get("commit") or "unknown"
+        fail(f"the weights of {path} do not fit this script: {reason}; the run is of commit {commit}")
     module.load_state_dict(weights)
 
 
@@ -699,7 +702,7 @@ class Run:
             self.agent, self.buffer = self._stage_2
         self.losses = state["losses"]
         self.seconds = state["seconds"]
-        fit(self.agent, state["agent"], self.directory)
+        fit(self.agent, state["agent"], self.directory / "checkpoint.pt")
         for name, optimizer in _optimizers(self.agent).items():
             optimizer.load_state_dict(state["optimizers"][name])
         for name, value in state["buffer"].items():
@@ -928,14 +931,13 @@ def load_weights(agent, directory):
     checkpoint = directory / "checkpoint.pt"
     if weights.exists() and ((directory / "results.json").exists() or not checkpoint.exists()):
         with reading(weights):
-            state = read_tensors(weights)
-        fit(agent, state, directory)
+            fit(agent, read_tensors(weights), weights)
         return None
     if not checkpoint.exists():
         fail(f"{directory} has neither agent.pt nor, yet, checkpoint.pt")
     with reading(checkpoint):
         state = read_tensors(checkpoint)
-        fit(agent, state["agent"], directory)
+        fit(agent, state["agent"], checkpoint)
         return state["progress"][0]
 
 
@@ -957,10 +959,10 @@ def load_script(name):
 def load_agent(directory):
     """The agent of a run of any script: agent, args, and its script's make_envs(args, contexts, **options)."""
     directory = Path(directory)
-    with reading(directory / "config.json") as path:
-        script = str(json.loads(path.read_text())["script"])
-        module = load_script(script)
-    args = args_of(module.Args, directory, read_config(directory, script))
+    config = any_config(directory)
+    with reading(directory / "config.json"):
+        module = load_script(config["script"])
+    args = args_of(module.Args, directory, config)
     check_args(args)
     agent = module.make_agent(args, module.make_envs(args, [{}]))
     load_weights(agent, directory)
