@@ -501,7 +501,8 @@ class MujocoEnv(ContextEnv):
             close = weakref.finalize(self, self.renderer.close)
             close.atexit = False
             atexit.register(close)  # what is registered last runs first: before EGL ends
-        self.renderer.update_scene(self.data, camera=0)  # it shows the whole, or follows the body
+        camera = 0 if self.model.ncam else -1  # the model's first; without one MuJoCo's free camera
+        self.renderer.update_scene(self.data, camera)
         return self.renderer.render()
 
     def close(self):

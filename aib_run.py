@@ -198,6 +198,8 @@ def parse_args(cls, argv=None, description=None):
         fail("--eval-only goes neither with --resume nor with --track")
     if args.context and not args.eval_only:
         fail("--context needs --eval-only")
+    if not args.context and any(word.partition("=")[0] == "--context" for word in argv):
+        fail("--context takes key=value, as in length=1.3 inversion=-1; got nothing")
 
     directory = args.resume or args.eval_only
     if directory:
@@ -255,7 +257,12 @@ def read_context(env_id, pairs):
     context = dict(pair.split("=") for pair in pairs if re.fullmatch(r"\w+=[-+.\w]+", pair))
     if len(context) < len(pairs):
         raise ValueError(f"--context takes key=value, each key once; got {' '.join(pairs)}")
-    return aib_envs.complete_context(env_id, {key: float(value) for key, value in context.items()})
+    for key, value in context.items():
+        try:
+            context[key] = float(value)
+        except ValueError:
+            raise ValueError(f"--context {key} takes a number; got {value}") from None
+    return aib_envs.complete_context(env_id, context)
 
 
 # ------------------------------------------------------- Main program -------------------------------------------------
@@ -398,17 +405,44 @@ def read_tensors(path):
     return torch.load(path, map_location="cpu", weights_only=True)
 
 
+def any_config(directory):
+    """The config.json (dict) of a run of any script; ends the program with one line if it is none."""
+    path = Path(directory) / "config.json"
+    with reading(path):
+        config = json.loads(path.read_text())
+    if not isinstance(config, dict) or not {"run", "script", "method", "args"} <= config.keys():
+        fail(f"{path} is no run's config.json")
+    if not isinstance(config["args"], dict):
+        fail(f"{path} is no run's config.json: its args are no object")
+    return config | {"run": str(config["run"]), "script": str(config["script"]), "method": str(config["method"])}
+
+
 def read_config(directory, script=None):
     """The config.json (dict) of a run of `script`, by default of this one; ends the program with one line if it is
     not that."""
     script = script or Path(sys.argv[0]).name
-    with reading(Path(directory) / "config.json") as path:
-        config = json.loads(path.read_text())
-        if config["script"] != script:
-            raise ValueError(f"this is a run of {config['script']}")
-        if not isinstance(config["args"], dict):
-            raise ValueError("args must be an object")
-        return config | {"run": str(config["run"]), "method": str(config["method"])}
+    config = any_config(directory)
+    if config["script"] != script:
+        fail(f"{directory} is a run of {config['script']}, not of {script}")
+    return config
+
+
+def fit(module, weights, path):
+    """Puts `weights`, {name: tensor}, of a run's file `path` into a module. Ends the program with one line if they are
+    of other networks."""
+    own = module.state_dict()
+    for name in [*own, *weights]:
+        if name not in weights:
+            reason = f"they have no {name}"
+        elif name not in own:
+            reason = f"the script has no {name}"
+        elif weights[name].shape != own[name].shape:
+            reason = f"{name} is {list(weights[name].shape)}, in the script {list(own[name].shape)}"
+        else:
+            continue
+        commit = any_config(path.parent).get("commit") or "unknown"
+        fail(f"the weights of {path} do not fit this script: {reason}; the run is of commit {commit}")
+    module.load_state_dict(weights)
 
 
 def has_checkpoint(args):
@@ -426,17 +460,23 @@ def last_metrics(directory):
 
 
 def lock(file):
-    """Keeps other processes from an open file until it is closed; ends the program if one has it. On a file system
-    without locks there is one warning. (NFS wants the file open for writing, too.)"""
+    """Keeps other processes from an open file until it is closed; ends the program if one has it for longer than a
+    second: tools/plan.py has it for a moment when it looks. On a file system without locks there is one warning. (NFS
+    wants the file open for writing, too.)"""
     directory = Path(file.name).parent
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        fail(f"{directory} is in use by another process")
-    except OSError as error:
-        if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL):
-            raise
-        print(f"{directory}: no locks on this file system; start no second process on this run", file=sys.stderr)
+    patience = time.monotonic() + 1
+    while True:
+        try:
+            return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > patience:
+                fail(f"{directory} is in use by another process")
+            time.sleep(0.02)
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL):
+                raise
+            print(f"{directory}: no locks on this file system; start no second process on this run", file=sys.stderr)
+            return
 
 
 def git(*command):
@@ -610,11 +650,12 @@ class Run:
         if results.exists():
             with reading(results):
                 done = int(json.loads(results.read_text())["args"]["total_timesteps"])
+            text = f"{self.directory} has finished its {done} steps"
+            if not has_checkpoint:
+                fail(f"{text}; without --keep-checkpoint it cannot be extended")
             if done >= self.args.total_timesteps:
                 advice = "; more --total-timesteps extend it" if "total_timesteps" in self.args.free else ""
-                fail(f"{self.directory} has finished its {done} steps{advice}")
-            if not has_checkpoint:
-                fail(f"{self.directory} has finished without --keep-checkpoint, so it cannot be extended")
+                fail(f"{text}{advice}")
         elif not has_checkpoint:
             first = self.args.eval_every + aib_envs.get_task(self.args.env_id).steps  # there is one from then on
             if last_metrics(self.directory)["global_step"] >= first:
@@ -661,7 +702,7 @@ class Run:
             self.agent, self.buffer = self._stage_2
         self.losses = state["losses"]
         self.seconds = state["seconds"]
-        self.agent.load_state_dict(state["agent"])
+        fit(self.agent, state["agent"], self.directory / "checkpoint.pt")
         for name, optimizer in _optimizers(self.agent).items():
             optimizer.load_state_dict(state["optimizers"][name])
         for name, value in state["buffer"].items():
@@ -890,13 +931,13 @@ def load_weights(agent, directory):
     checkpoint = directory / "checkpoint.pt"
     if weights.exists() and ((directory / "results.json").exists() or not checkpoint.exists()):
         with reading(weights):
-            agent.load_state_dict(read_tensors(weights))
+            fit(agent, read_tensors(weights), weights)
         return None
     if not checkpoint.exists():
         fail(f"{directory} has neither agent.pt nor, yet, checkpoint.pt")
     with reading(checkpoint):
         state = read_tensors(checkpoint)
-        agent.load_state_dict(state["agent"])
+        fit(agent, state["agent"], checkpoint)
         return state["progress"][0]
 
 
@@ -918,10 +959,10 @@ def load_script(name):
 def load_agent(directory):
     """The agent of a run of any script: agent, args, and its script's make_envs(args, contexts, **options)."""
     directory = Path(directory)
-    with reading(directory / "config.json") as path:
-        script = str(json.loads(path.read_text())["script"])
-        module = load_script(script)
-    args = args_of(module.Args, directory, read_config(directory, script))
+    config = any_config(directory)
+    with reading(directory / "config.json"):
+        module = load_script(config["script"])
+    args = args_of(module.Args, directory, config)
     check_args(args)
     agent = module.make_agent(args, module.make_envs(args, [{}]))
     load_weights(agent, directory)

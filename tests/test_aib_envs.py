@@ -24,6 +24,7 @@ from lxml import etree
 
 import aib_envs
 
+ROOT = Path(__file__).parent.parent
 SUITE = {
     "Cartpole": ("cartpole", "balance"),
     "Cheetah": ("cheetah", "run"),
@@ -1021,3 +1022,33 @@ def test_training_starts_no_opengl():
         mujoco.GLContext  # one's own mujoco.Renderer can still be made
     """
     assert in_a_process(program) == ([], "")
+
+
+# --------------------------------------------- The task of docs/extending.md ------------------------------------------
+
+TRAIN_A_LITTLE = "--env-id Cart --total-timesteps 5 --learning-starts 200 --eval-rollouts 1 --batch-size 8"
+
+
+def test_the_task_of_the_page_trains_and_is_filmed_without_a_word_of_others(tmp_path):
+    page = (ROOT / "docs" / "extending.md").read_text()
+    (code,) = [part.split("```")[0] for part in page.split("```python\n") if "class CartEnv" in part.split("```")[0]]
+    (tmp_path / "cart_tasks.py").write_text(code)
+    line = "import cart_tasks  # noqa: F401"
+    assert line in page
+    script = (ROOT / "dr_sac.py").read_text().replace("import aib_run\n", f"import aib_run\n{line}\n", 1)
+    (tmp_path / "film_sac.py").write_text(script)
+
+    def start(*flags):
+        command = [sys.executable, "film_sac.py", *flags]
+        env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        options = {"cwd": tmp_path, "env": env, "capture_output": True, "text": True, "check": False}
+        return subprocess.run(command, **options)
+
+    process = start(*TRAIN_A_LITTLE.split())
+    assert process.returncode == 0 and "Error" not in process.stderr and "arn" not in process.stderr, process.stderr
+    (directory,) = (tmp_path / "runs").iterdir()
+    if not mujoco_can_draw("egl"):
+        pytest.skip("EGL cannot draw here")
+    process = start("--eval-only", str(directory), "--capture-video", "--context", "mass=1.2")
+    assert process.returncode == 0 and not process.stderr, process.stderr
+    assert (directory / "video.gif").exists()  # the model has no camera of its own

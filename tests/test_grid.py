@@ -5,6 +5,7 @@ Most tests run it on a repository of scripts that learn nothing (`repo`), and so
 
 import errno
 import fcntl
+import hashlib
 import json
 import os
 import shutil
@@ -51,6 +52,9 @@ def parse_args(cls, argv=None):
         if kind:
             parser.add_argument("--" + field.name.replace("_", "-"), type=kind, default=field.default)
     return cls(**vars(parser.parse_args(argv)))
+
+def saved_args(args):
+    return vars(args)
 
 def main(cls, method):
     args = parse_args(cls)
@@ -222,6 +226,10 @@ def one_line(process, name):
         ({"STEPS": "1e5"}, "STEPS"),
         ({"METHODS": "DR SAC"}, "METHODS"),
         ({"METHODS": "DMAstr-SH"}, "DMAstar-SH"),
+        ({"METHODS": None, "METHOD": "DR"}, "METHODS"),
+        ({"ENVS": None, "ENV": "DI"}, "ENVS"),
+        ({"SEEDS": None, "SEED": "3"}, "SEEDS"),
+        ({"STEPS": None, "STEP": "300"}, "STEPS"),
         ({"ENVS": "DI OD"}, "ODE"),
         ({"ENVS": "Fast"}, "ENVS"),
         ({"ENVS": "Fast", "METHODS": "HyperZero DR"}, "dr_sac.py"),
@@ -311,7 +319,14 @@ def test_a_broken_script_gets_one_line(repo):
 
 def test_a_method_that_is_called_otherwise(repo):
     repo.write_script("dr_sac.py", '"Mine"')
-    assert one_line(repo(), "tools/methods.py")
+    process = repo()
+    assert one_line(process, "tools/methods.py") and "FLAGS" not in process.stderr
+    assert one_line(repo(FLAGS="--crash 3"), "with these FLAGS")
+
+
+def test_singular_words_of_others_do_no_harm(repo):
+    assert len(statuses(repo(DRY="1", SEED="5", ENV="x"))) == 1  # SEEDS and ENVS are set
+    assert len(statuses(repo(DRY="1", ENVS=None, METHODS="DR", ENV="/etc/shrc"))) == 2
 
 
 def test_jobs_are_the_cores_whatever_threads_a_user_has_set(repo):
@@ -342,7 +357,7 @@ def test_runs_what_is_left_and_says_how_it_goes(repo):
     first = repo(**settings)
     assert first.returncode == 1
     planned, result = first.stdout.split("--- result\n")
-    progress = planned.splitlines()[4:]
+    progress = [line for line in planned.splitlines() if " done" in line and "seed" in line]
     assert len(progress) == 3 and all(" of 3 done" in line for line in progress)
     assert sum("AER train 1.5, eval-in 3.0, eval-out 4.0" in line for line in progress) == 2
     assert sum("it is broken" in line for line in progress) == 1
@@ -437,6 +452,21 @@ def test_a_script_that_has_got_a_flag_since(repo):
     assert process.stderr.count("mine 4.0") == 2 and len(process.stderr.splitlines()) == 2
 
 
+def test_runs_of_another_version_of_their_script_are_told(repo):
+    def notes():
+        return [line for line in repo(DRY="1", SEEDS="1 2").stdout.splitlines() if "version" in line]
+
+    assert repo(SEEDS="1 2").returncode == 0 and not notes()  # they do not say of which they are
+    script = repo.root / "dr_sac.py"
+    version = hashlib.sha256(script.read_bytes()).hexdigest()
+    for path in repo.runs.glob("*/config.json"):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"script_sha256": version}))
+    assert not notes()
+    script.write_text(script.read_text() + "# edited\n")
+    (line,) = notes()
+    assert "2 runs" in line and "dr_sac.py" in line and "(DR)" in line
+
+
 def test_the_same_run():
     args = {
         "env_id": "DI",
@@ -527,6 +557,7 @@ def test_speeds_are_of_long_runs_here_or_else_of_the_results(repo):
     write_run(repo.runs / "long", 10_000, 500)
     assert hours(ENVS="DI ODE") == ["0.50", "~4.00"]
     assert hours(METHODS="HyperZero") == ["?"]
+    assert "no run of HyperZero has 5,000 steps" in repo(DRY="1", METHODS="HyperZero").stdout
     process = repo(DRY="1", STEPS="36000", METHODS="DR HyperZero", SEEDS="1 2")
     assert "1.0 core-hours" in process.stdout and "2 runs of unknown speed" in process.stdout
     assert plan.read_runs(ROOT / "results", "*/*/config.json")  # ours are where they are looked for

@@ -18,6 +18,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 import typing
 from pathlib import Path
@@ -306,6 +307,30 @@ def test_a_changed_script_trains_and_is_resumed_and_evaluated(tmp_path):
         assert "--delay" in err and saved["commit"] in err
 
 
+def narrower(path):
+    path.write_text(path.read_text().replace("WIDTH = 256", "WIDTH = 64"))
+
+
+def another_network(path):
+    path.write_text(
+        path.read_text().replace("self.log_alpha = ", "self.mine = nn.Linear(1, 1)\n        self.log_alpha = ")
+    )
+
+
+@pytest.mark.parametrize(("change", "named"), [(narrower, "[64, "), (another_network, "mine.weight")])
+def test_a_run_from_before_its_networks_were_changed_gets_one_line(change, named, copy_of, tmp_path):
+    directory = copy_of("dr_sac.py")
+    commit = json.loads((directory / "config.json").read_text())["commit"]
+    script = tmp_path / "dr_sac.py"
+    shutil.copy(ROOT / "dr_sac.py", script)
+    change(script)
+    before = contents(directory)
+    for flags in (["--eval-only", directory], ["--resume", directory, "--total-timesteps", 600]):
+        _, err = run(script, *flags, cwd=tmp_path, code=2)
+        assert "do not fit this script" in err and named in err and commit in err
+    assert before == contents(directory)
+
+
 def test_bounds_stand_at_the_field(capsys):
     @dataclasses.dataclass
     class Bounded(aib_run.Args):
@@ -533,6 +558,16 @@ def test_a_run_in_use_is_left_alone(copy_of):
         aib_run.lock(file)
         _, err = run("dr_sac.py", "--resume", directory, "--total-timesteps", 600, cwd=directory.parent, code=2)
     assert str(directory) in err and before == contents(directory)
+
+
+def test_who_only_looks_for_a_moment_does_not_end_a_run(tmp_path):
+    probe = open(tmp_path / "metrics.jsonl", "a")
+    fcntl.flock(probe, fcntl.LOCK_EX)
+    threading.Timer(0.2, probe.close).start()
+    with open(tmp_path / "metrics.jsonl", "a") as file:
+        aib_run.lock(file)
+        with open(tmp_path / "metrics.jsonl", "a") as other, pytest.raises(BlockingIOError):
+            fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)  # it has the lock now
 
 
 def nfs(file, operation):
@@ -801,13 +836,17 @@ MORE = "--resume {d} --total-timesteps 600"
         (lambda d: damage(d / "config.json"), "--resume {d}", "config.json"),
         (lambda d: edit(d / "config.json", script="dr_sac.py"), "--resume {d}", "dr_sac.py"),
         (lambda d: edit(d / "config.json", args=3), "--resume {d}", "config.json"),
+        (lambda d: (d / "config.json").write_text("[]"), "--resume {d}", "no run's config"),
+        (lambda d: (d / "config.json").write_text("{}"), "--eval-only {d}", "no run's config"),
         (lambda d: edit_args(d / "config.json", batch_size="many"), "--resume {d}", "--batch-size"),
         (lambda d: edit_args(d / "config.json", total_timesteps="abc"), "--eval-only {d}", "--total-timesteps"),
         (lambda d: edit_args(d / "config.json", gone=1), "--resume {d}", "--gone"),
         (lambda d: edit_args(d / "config.json", buffer_size=5_000), MORE, "checkpoint.pt"),
         (None, "--resume {d}", "{d}"),
+        (None, "--resume {d}", "more --total-timesteps extend it"),
         (None, "--resume {d} --total-timesteps 199", "--total-timesteps"),
         (lambda d: (d / "checkpoint.pt").unlink(), MORE, "--keep-checkpoint"),
+        (lambda d: (d / "checkpoint.pt").unlink(), "--resume {d}", "--keep-checkpoint"),
         (lambda d: damage(d / "checkpoint.pt"), MORE, "checkpoint.pt"),
         (lambda d: flip(d / "checkpoint.pt"), MORE, "checkpoint.pt"),
         (lambda d: (d / "checkpoint.pt").write_text("hi"), MORE, "checkpoint.pt"),
@@ -826,6 +865,7 @@ MORE = "--resume {d} --total-timesteps 600"
         (lambda d: damage(d / "agent.pt"), "--eval-only {d}", "agent.pt"),
         (lambda d: flip(d / "agent.pt"), "--eval-only {d}", "agent.pt"),
         (lambda d: torch.save({}, d / "agent.pt"), "--eval-only {d}", "agent.pt"),
+        (lambda d: torch.save(3, d / "agent.pt"), "--eval-only {d}", "agent.pt"),
         (None, "--resume {d} --gamma 0.9", "--gamma"),
         (None, "--resume {d} --env-id Cheetah", "--env-id"),
         (None, "--resume {d} --eval-only {d}", "--eval-only"),
@@ -836,6 +876,8 @@ MORE = "--resume {d} --total-timesteps 600"
         (None, "--eval-only {d} --context weight=1", "weight"),
         (None, "--eval-only {d} --context mass=nan", "mass"),
         (None, "--eval-only {d} --context inversion=0", "inversion"),
+        (None, "--eval-only {d} --context mass=abc", "--context mass takes a number"),
+        (None, "--eval-only {d} --context", "--context"),
         (None, "--eval-only {d} --context mass", "--context"),
         (None, "--eval-only {d} --context mass=1 mass=2", "--context"),
         (None, "--flip-at 10", "--capture-video"),

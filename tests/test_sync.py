@@ -1,6 +1,7 @@
 """The copies in the algorithm scripts, and tools/sync.py, which keeps them the same."""
 
 import shutil
+import subprocess
 
 import pytest
 
@@ -135,11 +136,21 @@ def test_an_edit_is_named_with_its_command_and_written_into_the_others(name, roo
 def test_what_two_scripts_share_has_two_commands(root, monkeypatch, capsys):
     edit(root / "da_sac.py", "# of those without a window", "# of both")  # ReplayBuffer of DR and DA
     code, message = run(monkeypatch, capsys, "--check")
-    assert code == 1 and "dr_sac.py" in message.splitlines()[-1] and "da_sac.py" in message.splitlines()[-1]
+    commands = [f"python tools/sync.py {name}" for name in ("da_sac.py", "dr_sac.py")]
+    assert code == 1 and sorted(message.splitlines()[-2:]) == commands  # each can be pasted
     before = sources(root)
     run(monkeypatch, capsys, "da_sac.py")
     changed = {name for name, text in sources(root).items() if text != before[name]}
     assert changed == {"dr_sac.py"} and sync.check() == []
+
+
+def test_of_two_scripts_git_knows_which_was_edited(root, monkeypatch, capsys):
+    name = ["-c", "user.name=x", "-c", "user.email=x@y"]
+    for command in (["init", "-q"], ["add", "."], [*name, "commit", "-qm", "x"]):
+        subprocess.run(["git", "-C", str(root), *command], check=True)
+    edit(root / "da_sac.py", "# of those without a window", "# of both")
+    code, message = run(monkeypatch, capsys, "--check")
+    assert code == 1 and message.splitlines()[-2:] == ["Run:", "python tools/sync.py da_sac.py"]
 
 
 def test_edits_in_several_scripts_all_survive(root, monkeypatch, capsys):

@@ -352,6 +352,13 @@ def print_plan(settings, rows):
     if settings.runner == "local":
         text += f"; {settings.jobs} at a time"
     say(text)
+    unknown = dict.fromkeys(row.job["method"] for row in rows if row.hours is None)
+    if unknown:
+        say(f"? h: no run of {', '.join(unknown)} has {plan.FEWEST_STEPS:,} steps yet; shorter ones are no measure")
+    scripts = {row.job["method"]: row.job["script"] for row in rows}
+    for method, number in plan.of_another_version(rows).items():
+        runs = "1 run that is done is" if number == 1 else f"{number} runs that are done are"
+        say(f"note: {runs} of another version of {scripts[method]} than the present one ({method})")
 
 
 def main(arguments):

@@ -10,6 +10,7 @@ import contextlib
 import difflib
 import errno
 import fcntl
+import hashlib
 import importlib
 import io
 import json
@@ -150,12 +151,13 @@ def print_list(name):
                 print(f"{task}  (only {script})")
 
 
-def parsed(method, task, seed, flags):
-    """Checked arguments of a run, from the command line that it will get, and those of its script by default."""
+def parsed(method, task, seed, flags, more=()):
+    """Checked arguments of a run, from the command line that it will get, and those of its script by default. `more`:
+    the FLAGS, which come after its own `flags`."""
     module = import_script(method.script)
     aib_run = import_script("aib_run.py")
     said, argv = io.StringIO(), sys.argv
-    sys.argv = [method.script, "--env-id", task, "--seed", str(seed), *flags]
+    sys.argv = [method.script, "--env-id", task, "--seed", str(seed), *flags, *more]
     try:
         with contextlib.redirect_stderr(said):
             args = aib_run.parse_args(module.Args)
@@ -166,13 +168,17 @@ def parsed(method, task, seed, flags):
     finally:
         sys.argv = argv
     if name != method.name:
-        refuse(f"with these FLAGS {method.name} of tools/methods.py is {name} to method_name in {method.script}")
+        start = "with these FLAGS " if more else ""
+        refuse(f"{start}{method.name} of tools/methods.py is {name} to method_name in {method.script}")
     return aib_run.saved_args(args), aib_run.saved_args(module.Args())
 
 
 def jobs(env):
     """The jobs that the settings in `env` ask for: a dict for each run, with its task, method, seed, script, flags, all
     of its arguments, and the defaults of its script."""
+    for name in ("METHOD", "ENV", "SEED", "STEP"):
+        if env.get(name) and not env.get(f"{name}S") and "/" not in env[name]:  # ENV can be a file of the shell
+            refuse(f"{name} is set, but no setting; did you mean {name}S? (unset {name}, if it is of something else)")
     methods = words("METHODS", env.get("METHODS")) or [name for name, method in METHODS.items() if not method.extra]
     labels = {method.label: method.name for method in METHODS.values()}  # DMA*-SH
     methods = [METHODS[name] for name in pick("METHODS", methods, labels | {name: name for name in METHODS})]
@@ -200,9 +206,10 @@ def jobs(env):
     planned = []
     for task in tasks:
         for method in methods:
-            own = [*method.flags.split(), *(["--total-timesteps", steps] if steps else []), *flags]
-            args, defaults = parsed(method, task, seeds[0], own)
-            job = {"task": task, "method": method.name, "script": method.script, "flags": own, "defaults": defaults}
+            own = [*method.flags.split(), *(["--total-timesteps", steps] if steps else [])]
+            args, defaults = parsed(method, task, seeds[0], own, flags)
+            job = {"task": task, "method": method.name, "script": method.script}
+            job |= {"flags": [*own, *flags], "defaults": defaults}
             planned += [{**job, "seed": seed, "args": {**args, "seed": seed}} for seed in seeds]
     return planned
 
@@ -219,6 +226,7 @@ class Run:
     args: dict  # of config.json
     finished: dict  # the arguments in results.json; {} if it has not finished
     metrics: dict  # of the last evaluation
+    script_sha256: str = ""  # of the script that has made it
 
     @property
     def task(self):
@@ -250,7 +258,8 @@ def read_runs(run_dir, pattern="*/config.json"):
             continue
         try:
             config = json.loads(path.read_text())
-            run = Run(directory, str(config["method"]), dict(config["args"]), {}, last_metrics(directory))
+            args, metrics = dict(config["args"]), last_metrics(directory)
+            run = Run(directory, str(config["method"]), args, {}, metrics, str(config.get("script_sha256") or ""))
             run.args["env_id"] = str(run.args["env_id"])
         except (OSError, ValueError, LookupError, TypeError) as error:
             note(f"{directory} is left aside: its config.json is not a run's ({error!r})")
@@ -382,6 +391,20 @@ def look(planned, runs, probe=True):
         speed, estimated = speeds.of(job["method"], job["script"], job["task"]) if left else (0, False)
         rows.append(Row(job, status, None if speed is None else left * speed / 3600, estimated, run))
     return rows
+
+
+def of_another_version(rows):
+    """{method: how many of its runs that are done are of another version of its script than the present one}."""
+    present = {}
+    for script in {row.job["script"] for row in rows}:
+        with contextlib.suppress(OSError):
+            present[script] = hashlib.sha256((ROOT / script).read_bytes()).hexdigest()
+    older = collections.Counter()
+    for row in rows:
+        version = row.run.script_sha256 if row.status == "done" else ""
+        if version and version != present.get(row.job["script"], version):
+            older[row.job["method"]] += 1
+    return older
 
 
 def main(env):

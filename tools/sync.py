@@ -15,6 +15,7 @@ import argparse
 import ast
 import collections
 import difflib
+import subprocess
 import sys
 from pathlib import Path
 
@@ -95,12 +96,25 @@ def check():
         if len(texts) == 1:
             continue
         groups = sorted(texts.values(), key=len)  # the fewest first: they have probably been edited
-        edited = [script for group in groups if len(group) == len(groups[0]) for script in group]
+        candidates = [script for group in groups if len(group) == len(groups[0]) for script in group]
+        in_git = changed_in_git()
+        edited = [script for group in groups for script in group if script in in_git] or candidates
         problems.append(f"{name} is not the same in " + " and in ".join(", ".join(group) for group in groups))
-        commands.append(f"python tools/sync.py {edited[0]}" + "".join(f" (or {other})" for other in edited[1:]))
+        commands += [f"python tools/sync.py {script}" for script in edited]
     if problems:
-        problems += ["If you edited the named script, run:", *dict.fromkeys(commands)]
-    return problems
+        commands = list(dict.fromkeys(commands))
+        problems.append("Run the line of the script that you edited:" if len(commands) > 1 else "Run:")
+    return problems + commands
+
+
+def changed_in_git():
+    """The scripts that differ from git's last commit; none if git does not know."""
+    command = ["git", "-C", str(ROOT), "diff", "--name-only", "--relative", "HEAD", "--", *scripts()]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return []
+    return done.stdout.split()
 
 
 def copy_from(script, names=()):
