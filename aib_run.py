@@ -750,6 +750,8 @@ class Run:
         self.add_losses(losses, check=self.device.type == "cpu" or self.global_step % 100 == 0)  # it waits for a GPU
         self.global_step += 1
         self._lap("train")
+        if self.global_step == 1:  # it has collected enough
+            self._bar.set_postfix_str("", refresh=False)
         if self.global_step % LOG_EVERY == 0:
             self._log_losses()
         self._bar.update()
