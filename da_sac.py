@@ -2,7 +2,8 @@
 
 The agent meets a world whose dynamics (context) change from episode to episode, and is told how. The policy and each
 Q-function have a hypernetwork of their own, which turns the true context into the weights of their adapter and learns
-end to end from their RL loss. The context enters nowhere else. Start it with: python da_sac.py --env-id DI
+end to end from their RL loss. The context enters nowhere else: it is what the shared part below calls z. Start it with:
+python da_sac.py --env-id DI
 """
 
 import copy
