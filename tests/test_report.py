@@ -13,6 +13,7 @@ import pytest
 
 import aib_envs
 import report
+from methods import METHODS, Method
 
 ROOT = Path(__file__).parent.parent
 
@@ -279,14 +280,51 @@ def test_runs_of_different_code_are_named(tmp_path):
     assert f"- {film}\n- {other}\n" in (tmp_path / "out" / "report.md").read_text()
 
 
-def test_flags_that_differ_between_methods_are_named(tmp_path):
-    pairs = [("DI", method) for method in ("DR", "DMAstar", "FiLM", "Tiny")] + [("ODE", "DR"), ("ODE", "Tiny")]
-    for task, method in pairs:
-        flags = {"batch_size": 32 if method == "Tiny" else 256, "mask_prob": len(method)}
-        make_run(tmp_path, method, 1, 10, env_id=task, flags=flags)
-    runs = read(tmp_path)[0]
-    assert report.flag_notes(runs) == ["Tiny: batch_size 32 where other methods have 256 (DI, ODE)"]
-    assert not report.flag_notes([run for run in runs if run.method != "Tiny"])
+def test_shared_flags_have_the_scripts_defaults():
+    import aib_run
+
+    for script in {method.script for method in METHODS.values()}:
+        if Path(script).name not in report.RELATIVES:
+            args = vars(aib_run.load_script(script).Args())
+            assert {name: args.get(name, value) for name, value in report.DEFAULTS.items()} == report.DEFAULTS
+
+
+def test_a_plain_name_means_the_defaults(tmp_path):
+    """However many runs have other flags. Verdicts are about runs with the same shared flags."""
+    for method, starts in (("DR", 200), ("DMAstar-SH", 100), ("DMAstar", 100), ("Mine", 100)):
+        for seed in (1, 2):
+            flags = {"learning_starts": starts, "eval_rollouts": 10}
+            make_run(tmp_path / "runs", method, seed, len(method) + seed, flags=flags)
+    runs, _, problems = read(tmp_path / "runs")
+    starts = {"DR": 200, "DMA*": 100, "DMA*-SH": 100, "Mine": 100}
+    assert list(report.by_method(runs)) == [f"{name} (learning_starts {steps})" for name, steps in starts.items()]
+    assert len(problems) == 4 and all("2 runs" in line for line in problems)  # one a name, not one a run
+    assert {row["task"] for row in report.overview_table(runs)} == {"DI"} and not report.flag_notes(runs)
+    assert not report.task_claims(runs, "DI")
+    found = {row["claim"] for row in report.task_claims(runs, "DI", report.own_claims(runs))}
+    own = {f"Mine (learning_starts 100) above {rival} (learning_starts 100)" for rival in ("DMA*-SH", "DMA*")}
+    assert found == own | {"DMA*-SH above DMA* (learning_starts 100)"}
+    make_run(tmp_path / "runs", "DMAstar-SH", 1, 99)
+    make_run(tmp_path / "runs", "DR", 1, 99, flags={"learning_starts": 5000})
+    runs, _, _ = read(tmp_path / "runs")
+    assert {row["claim"] for row in report.task_claims(runs, "DI")} == {"DR fails: below 0.6 of DMA*-SH"}
+
+
+def test_a_row_in_methods_names_flags(tmp_path, monkeypatch):
+    row = Method("Big", "dr_sac.py", "--batch-size 512 --context-aware --gamma 0.9")
+    monkeypatch.setitem(METHODS, "Big", row)
+    for seed, size in ((1, 512), (2, 256), (3, 256)):
+        make_run(tmp_path, "Big", seed, 10, flags={"batch_size": size, "gamma": 0.9})
+    make_run(tmp_path, "DR", 1, 10)
+    runs, _, _ = read(tmp_path)
+    assert {run.method for run in runs} == {"DR", "Big", "Big (batch_size 256)"}
+    assert not report.task_claims(runs, "DI", report.own_claims(runs))
+    assert "Big: batch_size 512, not 256 (DI); gamma 0.9, not 0.99 (DI)" in report.flag_notes(runs)
+
+
+def test_relatives_have_defaults_of_their_own(tmp_path):
+    edit(make_run(tmp_path, "UVFA", 1, 10, flags={"tau": 0.01}) / "config.json", script="hyperzero.py")
+    assert [run.method for run in read(tmp_path)[0]] == ["UVFA"]
 
 
 def test_a_task_that_its_script_brings_along(tmp_path, monkeypatch):

@@ -58,9 +58,11 @@ PAPER_SETS = {"train": "train", "eval-out": "eval_out", "all sets": "aggregated"
 # Flags that may differ between runs that are put together: they do not change what is learned.
 FREE = {"seed", "env_id", "total_timesteps", "run_dir", "resume", "eval_only", "context", "dataset", "cuda", "track"}
 FREE |= {"cuda_graph", "keep_checkpoint", "capture_video", "flip_at", "eval_every", "eval_epochs"}
-# Flags of many scripts that should be the same for all methods of a task.
-SHARED = ["learning_starts", "buffer_size", "batch_size", "gamma", "tau", "policy_lr", "q_lr", "dynamics_lr"]
-SHARED += ["eval_rollouts"]
+# Flags of many scripts that should be the same for all methods of a task, as the published runs have them.
+DEFAULTS = {"learning_starts": 5000, "buffer_size": 100_000, "batch_size": 256, "gamma": 0.99, "tau": 0.005}
+DEFAULTS |= {"policy_lr": 3e-4, "q_lr": 1e-3, "dynamics_lr": 3e-4, "eval_rollouts": 10}
+# Scripts whose published runs have other values, which depend on the task.
+RELATIVES = {Path(method.script).name for method in METHODS.values() if method.script.startswith("relatives/")}
 STUCK = 60  # a rollout of ODE that ends with this or less, of 200, has waited at a wrong equilibrium
 
 
@@ -109,6 +111,16 @@ class Run:
     held_out: list | None = None  # of hyperzero.py: the contexts (0 to 19) whose experts stage 2 has not seen
     prediction: dict | None = None  # of hyperdynamics.py: {one_step, twenty_step: {set: error}}
     starts: tuple = ()  # a `Start` for the run's beginning and for each time it was resumed
+
+    @property
+    def setting(self):
+        """The shared flags that differ from the published runs', as text. Only runs of one setting are compared."""
+        return ", ".join(deviations(self, DEFAULTS))
+
+    @property
+    def published(self):
+        """Which published method this is, perhaps in another setting; None: one of the reader's own."""
+        return next((name for name in PUBLISHED if self.method in (name, in_setting(name, self.setting))), None)
 
     def aer(self, split):
         """Average episodic return over contexts and rollouts of the last evaluation."""
@@ -334,12 +346,36 @@ def order(run):
 
 def rank(method):
     """A sort key: methods in the order of tools/methods.py, unknown ones after them by name."""
-    return LABELS.index(method) if method in LABELS else len(LABELS), method
+    name = method.partition(" (")[0]
+    return LABELS.index(name) if name in LABELS else len(LABELS), method
+
+
+def deviations(run, defaults):
+    """Its shared flags that are not as in `defaults` (list of str). A flag that it does not have is as there."""
+    return [f"{name} {run.args[name]}" for name, value in defaults.items() if run.args.get(name, value) != value]
+
+
+def in_setting(name, setting):
+    """The name of a method, or of a claim, in a `Run.setting`."""
+    return f"{name} ({setting})" if setting else name
+
+
+def defaults_of(method):
+    """What a method's plain name says about its shared flags: its row in tools/methods.py counts, too."""
+    words = next((row.flags.split() for row in METHODS.values() if row.label == method), [])
+    given = dict(itertools.pairwise(words))
+    found = {name: given.get(f"--{name.replace('_', '-')}") for name in DEFAULTS}
+    return DEFAULTS | {name: float(text.replace("_", "")) for name, text in found.items() if text}
+
+
+def apart(script):
+    """Flags that `unusual` leaves out: they change nothing, or have defaults for all scripts."""
+    return FREE if script in RELATIVES else FREE | set(DEFAULTS)
 
 
 def settings(run):
-    """The flags that change what a run learns, and its script."""
-    return {name: value for name, value in run.args.items() if name not in FREE} | {"script": run.script}
+    """The flags that `unusual` compares, and the script."""
+    return {name: value for name, value in run.args.items() if name not in apart(run.script)} | {"script": run.script}
 
 
 def script_defaults(script):
@@ -352,28 +388,40 @@ def script_defaults(script):
 
 
 def tell_apart(runs, problems):
-    """Gives runs of a method with other flags a name that says so. A method's own flags are those that most of its runs
-    have; of two as frequent, those nearer to the script's defaults."""
+    """Names in a run's method what its plain name does not say: shared flags that are not `defaults_of` the method, and
+    of the others, and of all of relatives, those that `unusual` finds. A line in `problems` for each such name."""
+    counts = collections.Counter()
+    example = {}
+    for method, group in by_method(runs).items():
+        for run, other in zip(group, unusual(group), strict=True):
+            shared = [] if run.script in RELATIVES else deviations(run, defaults_of(method))
+            if shared or other:
+                run.method = in_setting(method, ", ".join([*shared, *other]))
+                counts[run.method] += 1
+                example.setdefault(run.method, run.directory)
+    for name, count in counts.items():
+        which = example[name] if count == 1 else f"{count} runs, {example[name]} among them"
+        problems.append(f"{which}: shown as {name}, for the plain name stands for other flags")
+
+
+def unusual(group):
+    """For each run of a method: its flags that differ from the method's own (list of str). Those are what most of its
+    runs have; of two as frequent, what is nearer to the script's defaults."""
     text = lambda found: json.dumps(found, sort_keys=True)
-    for group in by_method(runs).values():
-        found = [settings(run) for run in group]
-        if len({text(one) for one in found}) == 1:
-            continue
-        defaults = {script: script_defaults(script) for script in {run.script for run in group}}
-        found = [defaults[one["script"]] | one for one in found]
-        found = [{name: value for name, value in one.items() if name not in FREE} for one in found]
-        counts = collections.Counter(map(text, found))
+    found = [settings(run) for run in group]
+    if len({text(one) for one in found}) == 1:
+        return [[] for _ in group]
+    defaults = {script: script_defaults(script) for script in {run.script for run in group}}
+    found = [defaults[one["script"]] | one for one in found]
+    found = [{name: value for name, value in one.items() if name not in apart(one["script"])} for one in found]
+    counts = collections.Counter(map(text, found))
 
-        def usualness(one, counts=counts, defaults=defaults):
-            default = defaults[one["script"]]
-            return counts[text(one)], -sum(default.get(name) != value for name, value in one.items())
+    def usualness(one):
+        default = defaults[one["script"]]
+        return counts[text(one)], -sum(default.get(name) != value for name, value in one.items())
 
-        usual = max(found, key=usualness)
-        for run, one in zip(group, found, strict=True):
-            other = [f"{name} {value}" for name, value in one.items() if usual.get(name) != value]
-            if other:
-                run.method += f" ({', '.join(other)})"
-                problems.append(f"{run.directory}: is shown as {run.method}, for its flags differ from the other runs'")
+    usual = max(found, key=usualness)
+    return [[f"{name} {value}" for name, value in one.items() if usual.get(name) != value] for one in found]
 
 
 def newest(runs, problems):
@@ -520,7 +568,7 @@ def overview_table(runs):
     """A row for each task and length: AER over all sets of the main methods and of the reader's own, beside the
     paper's AER of DMA*-SH."""
     rows = []
-    methods = [method for method in by_method(runs) if method in MAIN or method not in PUBLISHED]
+    methods = [method for method, own in by_method(runs).items() if own[0].published in (*MAIN, None)]
     for (task, steps), group in lengths(runs).items():
         row = {"task": task, "steps": f"{steps:,}", "of the paper's": f"{100 * group[0].training():.0f} %"}
         for method in methods:
@@ -613,6 +661,11 @@ class Claim:
     def __str__(self):
         return self.words or f"{self.one} above {self.other}"
 
+    def moved(self, setting):
+        """The same about runs of another setting."""
+        names = in_setting(self.one, setting), in_setting(self.other, setting)
+        return Claim(*names, self.share, self.kinds, in_setting(str(self), setting))
+
 
 # The orders that the paper finds. The shares of DR are ours.
 CLAIMS = [Claim(OURS, "DMA*"), Claim("DMA*", "DMA"), Claim(OURS, "DA"), Claim(OURS, "Concat")]
@@ -622,9 +675,13 @@ CLAIMS += [Claim(OURS, other) for other in ("DMA-Pearl", "DMA*-H", "DMA*-H-RLonl
 
 
 def own_claims(runs):
-    """Each of the reader's own methods against the rivals."""
-    mine = [method for method in by_method(runs) if method not in PUBLISHED]
-    return [Claim(one, other) for one, other in itertools.product(mine, RIVALS)]
+    """Each of the reader's own methods against the rivals of its setting, and the paper's claims in other settings than
+    that of the published runs."""
+    settings_of = {method: own[0].setting for method, own in by_method(runs).items() if not own[0].published}
+    found = [Claim(one, in_setting(other, own)) for (one, own), other in itertools.product(settings_of.items(), RIVALS)]
+    for setting in sorted({run.setting for run in runs if run.published and run.script not in RELATIVES} - {""}):
+        found += [claim.moved(setting) for claim in CLAIMS]
+    return found
 
 
 def question(claim, runs, tasks, split):
@@ -946,7 +1003,9 @@ def add_verdicts(page, heading, name, rows):
 def add_own_verdicts(page, heading, name, rows):
     """The same for the reader's own methods, if there are some."""
     if rows:
-        text = f"Your own methods against {', '.join(RIVALS)}. These questions are corrected for among themselves.\n"
+        text = f"Your own methods against {', '.join(RIVALS)}, and methods with other flags than the published runs' "
+        text += "against each other. Only runs with the same shared flags are compared. "
+        text += "These questions are corrected for among themselves.\n"
         page.text(heading, text.replace("*", "\\*"))
         add_verdicts(page, heading, name, rows)
 
@@ -1030,22 +1089,18 @@ def code_of_group(group):
 
 
 def flag_notes(runs):
-    """A line for each method with flags that most other methods of the same task have set otherwise."""
-    found = collections.defaultdict(list)  # {(method, flag, own value, usual value): tasks}
-    for task, name in itertools.product(tasks_of(runs), SHARED):
-        values = {}  # of each method
-        for method, own in by_method([run for run in runs if run.task == task and name in run.args]).items():
-            values[method] = json.dumps(own[0].args[name])
-        if not values:
-            continue
-        usual = collections.Counter(values.values()).most_common(1)[0][0]  # of two as frequent, the published one
-        for method, value in values.items():
-            if value != usual and f"{name} {value}" not in method:
-                found[method, name, value, usual].append(task)
-    notes = collections.defaultdict(list)
-    for (method, name, value, usual), tasks in found.items():
-        notes[method].append(f"{name} {value} where other methods have {usual} ({', '.join(tasks)})")
-    return [f"{method}: {'; '.join(parts)}" for method, parts in notes.items()]
+    """A line for each method whose shared flags differ from the published runs' while its name does not say so."""
+    found = collections.defaultdict(dict)  # {method: {what is to be said: of which tasks}}
+    for (task, _), group in lengths(runs).items():
+        for method, own in by_method(group).items():
+            for text in deviations(own[0], DEFAULTS):
+                if text not in method:
+                    found[method].setdefault(text, {})[task] = True
+    notes = []
+    for method, texts in found.items():
+        parts = [f"{text}, not {DEFAULTS[text.split()[0]]} ({', '.join(tasks)})" for text, tasks in texts.items()]
+        notes.append(f"{method}: {'; '.join(parts)}")
+    return notes
 
 
 def add_notes(page, runs, unfinished, problems):
