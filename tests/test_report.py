@@ -92,6 +92,25 @@ def test_report_of_known_numbers(tmp_path):
     assert "caf" in process.stderr
 
 
+def test_only_what_is_there_is_explained(tmp_path):
+    """And after all tables, as in RESULTS.md."""
+    for number, method in enumerate(["DR", "DMAstar-SH"]):
+        make_run(tmp_path / "one", method, 1, 4, env_id="ODE")
+        for seed in range(5):
+            make_run(tmp_path / "many", method, seed, 10 + 20 * number + seed)
+    pages = {}
+    for name in ("one", "many"):
+        report.report([tmp_path / name], tmp_path / name / "out")
+        pages[name] = (tmp_path / name / "out" / "report.md").read_text()
+        order = [pages[name].index(f"## {heading}\n") for heading in ("Overview", "Hours", "How to read the tables")]
+        assert order == sorted(order)
+        overview, _, rest = pages[name].partition("## How to read")
+        assert report.ABOUT_OVERVIEW in overview and "A cell" not in overview and "A cell" in rest
+    assert "Holm of 8" not in pages["one"] and "*Worse mode*" not in pages["one"] and "*Stuck*" in pages["one"]
+    assert "Holm of 8" in pages["many"] and "*Worse mode*" in pages["many"] and "*Stuck*" not in pages["many"]
+    assert "| 5.0 (1) |" in pages["one"] and "| 13 (5) |" in pages["many"]
+
+
 def test_unfinished_runs_alone_have_a_report(tmp_path, monkeypatch):
     (make_run(tmp_path / "runs", "DR", 1, 10) / "results.json").unlink()
     report.report([tmp_path / "runs"], tmp_path / "out")
@@ -142,6 +161,7 @@ def test_links_are_followed_and_what_is_no_run_is_named(tmp_path):
     (tmp_path / "runs" / "link").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "runs" / "circle").symlink_to(tmp_path / "runs")
     (tmp_path / "runs" / "dangling").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "runs" / "logs").mkdir()  # of runs.sh
     (tmp_path / "runs" / "killed").mkdir()
     (tmp_path / "runs" / "killed" / "metrics.jsonl").write_text("")
     strange = make_run(tmp_path / "runs", "DR", 3, 30)

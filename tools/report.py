@@ -18,6 +18,7 @@ import itertools
 import json
 import os
 import sys
+import textwrap
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -171,7 +172,8 @@ def modes(task):
 
 
 def find_runs(directories, problems):
-    """The directories of runs in and below `directories`; links are followed, what is no run is named."""
+    """The directories of runs in and below `directories`; links are followed, what is no run is named. What runs.sh
+    keeps in logs/ is passed over."""
     seen = set()
 
     def unreadable(error):
@@ -188,7 +190,7 @@ def find_runs(directories, problems):
                 folders.clear()
                 yield Path(path)
                 continue
-            folders.sort()
+            folders[:] = sorted(set(folders) - {"logs"})
             links = [name for name in files if not os.path.exists(os.path.join(path, name))]
             problems += [f"{os.path.join(path, name)}: a link to nothing" for name in links]
             if not folders:
@@ -564,6 +566,11 @@ def diverged_table(runs):
     return rows
 
 
+def brief(value):
+    """A score without decimals, below 10 with one."""
+    return f"{value:.1f}" if abs(value) < 9.95 else f"{value:.0f}"
+
+
 def overview_table(runs):
     """A row for each task and length: AER over all sets of the main methods and of the reader's own, beside the
     paper's AER of DMA*-SH."""
@@ -573,7 +580,7 @@ def overview_table(runs):
         row = {"task": task, "steps": f"{steps:,}", "of the paper's": f"{100 * group[0].training():.0f} %"}
         for method in methods:
             own = [run for run in group if run.method == method]
-            row[method] = f"{stats.iqm(aers(own, 'all sets')):.0f} ({len(own)})" if own else ""
+            row[method] = f"{brief(stats.iqm(aers(own, 'all sets')))} ({len(own)})" if own else ""
         rows.append(row | {f"paper, {OURS}": PAPER["AER_aggregated_over_sets_v2"].get(task, {}).get(OURS, "")})
     return rows
 
@@ -908,15 +915,21 @@ def mean_in_contexts(runs):
 
 # ------------------------------------------------------- The page ----------------------------------------------------
 
-ABOUT = """AER: average episodic return over the 20 contexts of a set and the rollouts of the last evaluation. A cell
-holds the interquartile mean over seeds and its 95 % bootstrap interval; of fewer than three seeds, their own values.
-(Of three or four seeds the interval is their range, and covers less than 95 %.) Steps are vector steps, one in each of
-the 20 training contexts. *Better of the last two*: the higher of the last two evaluations, each set separately, over
-all sets; this is what the authors' code reports. *Worse mode*: for each seed, the return in training contexts with one
-sort of actuators, in percent of that with the other sort (-: next to nothing in both). *Stuck* (ODE): the share of
-rollouts that end with 60 of 200 or less. *One step*, *twenty step*: mean squared prediction errors in episodes of
-random actions, of normalised differences and of standardised states.
-"""
+ABOUT_OVERVIEW = "All sets together, interquartile mean over seeds (number of seeds).\n"
+# {start of a column's name: what is said where a table has such a column}
+ABOUT = {
+    "train": """AER: average episodic return over the 20 contexts of a set and the rollouts of the last evaluation. A
+cell holds the interquartile mean over seeds and its 95 % bootstrap interval; of fewer than three seeds, their own
+values. (Of three or four seeds the interval is their range, and covers less than 95 %.) Steps are vector steps, one in
+each of the 20 training contexts.""",
+    "better": """*Better of the last two*: the higher of the last two evaluations, each set separately, over all sets;
+this is what the authors' code reports.""",
+    "worse mode": """*Worse mode*: for each seed, the return in training contexts with one sort of actuators, in percent
+of that with the other sort (-: next to nothing in both).""",
+    "stuck": """*Stuck* (ODE): the share of rollouts that end with 60 of 200 or less.""",
+    "one step": """*One step*, *twenty step*: mean squared prediction errors in episodes of random actions, of
+normalised differences and of standardised states.""",
+}
 ABOUT_OVER_TASKS = """AER divided by the bounds of the task's returns. Each table names its tasks: all that have runs of
 all its methods, after the same share of the task's training. Every task has the same weight. IQM is the interquartile
 mean over tasks and seeds, as in the paper: it leaves out the worst and the best quarter, which of four tasks is about
@@ -989,6 +1002,16 @@ class Page:
         for heading, parts in self.sections.items():
             lines += [f"## {heading}\n", *parts]
         return "\n".join(lines)
+
+
+def add_explanations(page):
+    """What the columns mean that the page's tables have so far, and its verdicts."""
+    columns = {name for rows in page.tables.values() for name in rows[0]}
+    found = [text for start, text in ABOUT.items() if any(name.startswith(start) for name in columns)]
+    parts = [textwrap.fill(" ".join(" ".join(found).split()), 120) + "\n"] if found else []
+    parts += [ABOUT_VERDICTS] * ("verdict" in columns)
+    if parts:
+        page.text("How to read the tables", "\n".join(parts))
 
 
 def add_verdicts(page, heading, name, rows):
@@ -1132,7 +1155,8 @@ def report(directories, out):
     page = Page(out / "figures", "figures")
     page.text("Overview", f"{len(runs)} finished runs of {len(tasks_of(runs))} tasks; {len(unfinished)} unfinished.\n")
     page.table("Overview", "overview", overview_table(runs))
-    page.text("Overview", ABOUT + "\n" + ABOUT_VERDICTS)
+    if runs:
+        page.text("Overview", ABOUT_OVERVIEW)
     for task in tasks_of([*runs, *unfinished]):
         add_task(page, runs, unfinished, task)
         if main_runs(runs, task):
@@ -1140,6 +1164,7 @@ def report(directories, out):
     add_over_tasks(page, runs)
     if runs:
         page.table("Hours", "hours", cost_table(runs))
+    add_explanations(page)
     add_notes(page, runs, unfinished, problems)
     for name, rows in page.tables.items():
         write(out / "tables" / f"{name}.csv", csv_text(rows))
