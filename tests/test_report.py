@@ -582,6 +582,27 @@ def test_curves_show_every_length_and_what_has_not_finished():
     report.plt.close(figure)
 
 
+def test_a_run_too_short_to_be_seen_is_not_in_the_legend():
+    runs = [made("DI", "DR", 1, 10, 1000), made("DI", "DA", 1, 10, 49), made("DI", "DMA", 1, 10, 50)]
+    figure = report.learning_curves(runs, [], "DI")
+    assert {text.get_text() for text in figure.legends[0].get_texts()} == {"DR", "DMA"}
+    report.plt.close(figure)
+
+
+def test_no_two_methods_of_a_figure_look_the_same():
+    methods = [*report.STYLE, *(f"{name} (batch_size {size})" for name in report.STYLE for size in (1, 2, 3, 4))]
+    wanted = [str(report.style(method)) for method in methods]
+    assert len(set(wanted)) < len(methods)  # there is something to do
+    runs = [made("DI", method, 1, 10) for method in methods]
+    for figure in (report.learning_curves(runs, [], "DI"), report.context_figure(runs, "DI")):
+        lines = {line.get_label(): line for line in figure.axes[0].lines}
+        drawn = {(str(lines[method]._dash_pattern), lines[method].get_color()) for method in methods}
+        assert len(drawn) == len(methods)
+        report.plt.close(figure)
+    looks = report.styles(methods)
+    assert all(looks[method] == report.style(method) for method in report.STYLE)
+
+
 @pytest.mark.parametrize("task", ["DI", "Walker", "ODE"])
 def test_return_in_each_context(task):
     figure = report.context_figure(runs_of(task, DR=[10, 20]), task)

@@ -778,6 +778,7 @@ STYLE = {
     "DMA*-SH": ("#D55E00", "-"),
 }
 TOL = ["#882255", "#44AA99", "#999933", "#332288", "#AA4499", "#117733"]  # Paul Tol's, for all others
+DASHES = ["--", ":", "-.", (0, (6, 1, 1, 1)), (0, (1, 3)), (0, (9, 3, 2, 3))]  # those after the third: to tell apart
 MARKERS = "os^Dv*PX<>"
 
 
@@ -788,8 +789,20 @@ def style(method):
     else:
         index = LABELS.index(method) if method in LABELS else zlib.crc32(method.encode(errors="replace"))
         color = TOL[index % len(TOL)]
-        line = ["--", ":", "-."][index // len(TOL) % 3]
+        line = DASHES[index // len(TOL) % 3]
     return {"color": color, "linestyle": line}
+
+
+def styles(methods):
+    """{method: its style}, in which no two are the same. Of two with the same `style` the later one gets another."""
+    found = {}
+    for method in sorted(methods, key=rank):
+        wanted = style(method)
+        dashes = [{"color": wanted["color"], "linestyle": line} for line in DASHES]
+        others = [{"color": color, "linestyle": line} for line, color in itertools.product(DASHES, TOL)]
+        free = (look for look in [wanted, *dashes, *others] if look not in found.values())
+        found[method] = next(free, wanted)
+    return found
 
 
 def panels(columns, titles, height=3.2, width=3.6, **options):
@@ -819,7 +832,7 @@ def say(axis, reason):
     axis.text(0.5, 0.5, reason, transform=axis.transAxes, ha="center", va="center", color="#666666", wrap=True)
 
 
-def draw_curve(axis, runs, value, label):
+def draw_curve(axis, runs, value, label, look):
     """A line for the interquartile mean over runs of `value(line of metrics)`, at the steps that all have, and a band:
     the interval from three runs on, the range of two."""
     curves = [{line["global_step"]: value(line) for line in run.metrics} for run in runs if run.metrics]
@@ -829,9 +842,8 @@ def draw_curve(axis, runs, value, label):
     values = np.array([[curve[step] for step in steps] for curve in curves])
     low, high = stats.interval([values], stats.iqm, axis=0) or (values.min(0), values.max(0))
     thousands = np.array(steps) / 1000
-    look = style(runs[0].method)
     if runs[0].returns is None:
-        look |= {"linewidth": 0.7, "alpha": 0.7}
+        look = look | {"linewidth": 0.7, "alpha": 0.7}
     axis.plot(thousands, stats.iqm(values, axis=0), label=label, **look)
     axis.fill_between(thousands, low, high, color=look["color"], alpha=0.15, linewidth=0)
 
@@ -844,19 +856,27 @@ def learning_curves(runs, unfinished, task):
     titles = [*SPLITS, *(["shadow gradient norm"] if logged else [])]
     figure, axes = panels(len(titles), titles)
     figure.suptitle(task)
+    looks = styles({run.method for run in own})
+    longest = max((line["global_step"] for run in own for line in run.metrics), default=0)
+
+    def draw(axis, members, value, label):
+        short = all(line["global_step"] < 0.05 * longest for run in members for line in run.metrics)
+        hidden = "_" * short  # from the legend: the line would not be seen
+        draw_curve(axis, members, value, hidden + label, looks[members[0].method])
+
     for (_, steps), group in lengths([run for run in own if run.returns]).items():
         for method, members in by_method(group).items():
             several = len({run.steps for run in runs if (run.task, run.method) == (task, method)}) > 1
             label = f"{method}, {steps:,} steps" if several else method
             for axis, split in zip(axes, SPLITS, strict=False):
-                draw_curve(axis, members, lambda line, split=split: line["aer"][split], label)
+                draw(axis, members, lambda line, split=split: line["aer"][split], label)
             shadow = [run for run in members if run in logged]
             if shadow:
-                draw_curve(axes[3], shadow, lambda line: line["shadow_gradient"], label)
+                draw(axes[3], shadow, lambda line: line["shadow_gradient"], label)
     for run in own:
         if run.returns is None:
             for axis, split in zip(axes, SPLITS, strict=False):
-                draw_curve(axis, [run], lambda line, split=split: line["aer"][split], f"{run.method}, unfinished")
+                draw(axis, [run], lambda line, split=split: line["aer"][split], f"{run.method}, unfinished")
     top = max(axis.get_ylim()[1] for axis in axes[:3])
     for axis in axes[:3]:
         axis.set_ylim(top=top)
@@ -887,6 +907,7 @@ def context_figure(runs, task):
     returns = {method: mean_in_contexts(own) for method, own in groups.items()}
     if nothing := doing_nothing(task):
         returns = {"doing nothing": nothing} | returns
+    looks = styles(groups)
     figure, axes = panels(len(shown), titles, sharey=True, width=4.5)
     figure.suptitle(task)
     for axis, (dimension, value) in zip(axes, shown, strict=True):
@@ -899,7 +920,7 @@ def context_figure(runs, task):
                 points += [(c[dimension.key], r) for c, r in pairs if value is None or c[binary.key] == value]
             look = {"color": "#999999", "linestyle": "-", "marker": "."}
             if method in groups:
-                look = style(method) | {"marker": MARKERS[rank(method)[0] % len(MARKERS)]}
+                look = looks[method] | {"marker": MARKERS[rank(method)[0] % len(MARKERS)]}
             if value is None:
                 look |= {"linestyle": "", "fillstyle": "none"}
             axis.plot(*np.array(sorted(points)).T, label=method, markersize=3, linewidth=1.2, **look)
