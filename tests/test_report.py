@@ -589,6 +589,15 @@ def test_a_run_too_short_to_be_seen_is_not_in_the_legend():
     report.plt.close(figure)
 
 
+@pytest.mark.filterwarnings("error")
+def test_a_long_legend_leaves_room(tmp_path):
+    methods = [f"{name} (learning_starts {steps})" for name in report.STYLE for steps in (1, 2, 3, 4, 5)]
+    figure = report.context_figure([made("DI", method, 1, 10) for method in methods], "DI")
+    figure.savefig(tmp_path / "figure.png")
+    assert figure.axes[0].get_position().height * figure.get_figheight() > 1
+    report.plt.close(figure)
+
+
 def test_no_two_methods_of_a_figure_look_the_same():
     methods = [*report.STYLE, *(f"{name} (batch_size {size})" for name in report.STYLE for size in (1, 2, 3, 4))]
     wanted = [str(report.style(method)) for method in methods]

@@ -778,7 +778,7 @@ STYLE = {
     "DMA*-SH": ("#D55E00", "-"),
 }
 TOL = ["#882255", "#44AA99", "#999933", "#332288", "#AA4499", "#117733"]  # Paul Tol's, for all others
-DASHES = ["--", ":", "-.", (0, (6, 1, 1, 1)), (0, (1, 3)), (0, (9, 3, 2, 3))]  # those after the third: to tell apart
+DASHES = ["--", ":", "-.", "-", (0, (12, 3)), (0, (8, 2, 1, 2, 1, 2))]  # those after the third: to tell apart
 MARKERS = "os^Dv*PX<>"
 
 
@@ -794,9 +794,10 @@ def style(method):
 
 
 def styles(methods):
-    """{method: its style}, in which no two are the same. Of two with the same `style` the later one gets another."""
+    """{method: its style}, in which no two are the same. Of two with the same `style` the later one gets another, and
+    those with other flags come last."""
     found = {}
-    for method in sorted(methods, key=rank):
+    for method in sorted(methods, key=lambda method: (method not in LABELS, rank(method))):
         wanted = style(method)
         dashes = [{"color": wanted["color"], "linestyle": line} for line in DASHES]
         others = [{"color": color, "linestyle": line} for line, color in itertools.product(DASHES, TOL)]
@@ -824,6 +825,8 @@ def legend(figure, axes):
     if found:
         fit = int(figure.get_figwidth() / (0.09 * max(map(len, found)) + 0.8))  # inches for a letter, for a line
         columns = max(min(len(found), fit), 1)
+        rows = -(-len(found) // columns)
+        figure.set_figheight(figure.get_figheight() + 0.25 * max(rows - 4, 0))  # room for a long legend
         figure.legend(found.values(), found.keys(), loc="outside lower center", ncol=columns, frameon=False)
 
 
