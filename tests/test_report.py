@@ -13,6 +13,7 @@ import pytest
 
 import aib_envs
 import report
+from methods import METHODS, Method
 
 ROOT = Path(__file__).parent.parent
 
@@ -91,6 +92,25 @@ def test_report_of_known_numbers(tmp_path):
     assert "caf" in process.stderr
 
 
+def test_only_what_is_there_is_explained(tmp_path):
+    """And after all tables, as in RESULTS.md."""
+    for number, method in enumerate(["DR", "DMAstar-SH"]):
+        make_run(tmp_path / "one", method, 1, 4, env_id="ODE")
+        for seed in range(5):
+            make_run(tmp_path / "many", method, seed, 10 + 20 * number + seed)
+    pages = {}
+    for name in ("one", "many"):
+        report.report([tmp_path / name], tmp_path / name / "out")
+        pages[name] = (tmp_path / name / "out" / "report.md").read_text()
+        order = [pages[name].index(f"## {heading}\n") for heading in ("Overview", "Hours", "How to read the tables")]
+        assert order == sorted(order)
+        overview, _, rest = pages[name].partition("## How to read")
+        assert report.ABOUT_OVERVIEW in overview and "A cell" not in overview and "A cell" in rest
+    assert "Holm of 8" not in pages["one"] and "*Worse mode*" not in pages["one"] and "*Stuck*" in pages["one"]
+    assert "Holm of 8" in pages["many"] and "*Worse mode*" in pages["many"] and "*Stuck*" not in pages["many"]
+    assert "| 5.0 (1) |" in pages["one"] and "| 13 (5) |" in pages["many"]
+
+
 def test_unfinished_runs_alone_have_a_report(tmp_path, monkeypatch):
     (make_run(tmp_path / "runs", "DR", 1, 10) / "results.json").unlink()
     report.report([tmp_path / "runs"], tmp_path / "out")
@@ -141,6 +161,7 @@ def test_links_are_followed_and_what_is_no_run_is_named(tmp_path):
     (tmp_path / "runs" / "link").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "runs" / "circle").symlink_to(tmp_path / "runs")
     (tmp_path / "runs" / "dangling").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "runs" / "logs").mkdir()  # of runs.sh
     (tmp_path / "runs" / "killed").mkdir()
     (tmp_path / "runs" / "killed" / "metrics.jsonl").write_text("")
     strange = make_run(tmp_path / "runs", "DR", 3, 30)
@@ -279,14 +300,51 @@ def test_runs_of_different_code_are_named(tmp_path):
     assert f"- {film}\n- {other}\n" in (tmp_path / "out" / "report.md").read_text()
 
 
-def test_flags_that_differ_between_methods_are_named(tmp_path):
-    pairs = [("DI", method) for method in ("DR", "DMAstar", "FiLM", "Tiny")] + [("ODE", "DR"), ("ODE", "Tiny")]
-    for task, method in pairs:
-        flags = {"batch_size": 32 if method == "Tiny" else 256, "mask_prob": len(method)}
-        make_run(tmp_path, method, 1, 10, env_id=task, flags=flags)
-    runs = read(tmp_path)[0]
-    assert report.flag_notes(runs) == ["Tiny: batch_size 32 where other methods have 256 (DI, ODE)"]
-    assert not report.flag_notes([run for run in runs if run.method != "Tiny"])
+def test_shared_flags_have_the_scripts_defaults():
+    import aib_run
+
+    for script in {method.script for method in METHODS.values()}:
+        if Path(script).name not in report.RELATIVES:
+            args = vars(aib_run.load_script(script).Args())
+            assert {name: args.get(name, value) for name, value in report.DEFAULTS.items()} == report.DEFAULTS
+
+
+def test_a_plain_name_means_the_defaults(tmp_path):
+    """However many runs have other flags. Verdicts are about runs with the same shared flags."""
+    for method, starts in (("DR", 200), ("DMAstar-SH", 100), ("DMAstar", 100), ("Mine", 100)):
+        for seed in (1, 2):
+            flags = {"learning_starts": starts, "eval_rollouts": 10}
+            make_run(tmp_path / "runs", method, seed, len(method) + seed, flags=flags)
+    runs, _, problems = read(tmp_path / "runs")
+    starts = {"DR": 200, "DMA*": 100, "DMA*-SH": 100, "Mine": 100}
+    assert list(report.by_method(runs)) == [f"{name} (learning_starts {steps})" for name, steps in starts.items()]
+    assert len(problems) == 4 and all("2 runs" in line for line in problems)  # one a name, not one a run
+    assert {row["task"] for row in report.overview_table(runs)} == {"DI"} and not report.flag_notes(runs)
+    assert not report.task_claims(runs, "DI")
+    found = {row["claim"] for row in report.task_claims(runs, "DI", report.own_claims(runs))}
+    own = {f"Mine (learning_starts 100) above {rival} (learning_starts 100)" for rival in ("DMA*-SH", "DMA*")}
+    assert found == own | {"DMA*-SH above DMA* (learning_starts 100)"}
+    make_run(tmp_path / "runs", "DMAstar-SH", 1, 99)
+    make_run(tmp_path / "runs", "DR", 1, 99, flags={"learning_starts": 5000})
+    runs, _, _ = read(tmp_path / "runs")
+    assert {row["claim"] for row in report.task_claims(runs, "DI")} == {"DR fails: below 0.6 of DMA*-SH"}
+
+
+def test_a_row_in_methods_names_flags(tmp_path, monkeypatch):
+    row = Method("Big", "dr_sac.py", "--batch-size 512 --context-aware --gamma 0.9")
+    monkeypatch.setitem(METHODS, "Big", row)
+    for seed, size in ((1, 512), (2, 256), (3, 256)):
+        make_run(tmp_path, "Big", seed, 10, flags={"batch_size": size, "gamma": 0.9})
+    make_run(tmp_path, "DR", 1, 10)
+    runs, _, _ = read(tmp_path)
+    assert {run.method for run in runs} == {"DR", "Big", "Big (batch_size 256)"}
+    assert not report.task_claims(runs, "DI", report.own_claims(runs))
+    assert "Big: batch_size 512, not 256 (DI); gamma 0.9, not 0.99 (DI)" in report.flag_notes(runs)
+
+
+def test_relatives_have_defaults_of_their_own(tmp_path):
+    edit(make_run(tmp_path, "UVFA", 1, 10, flags={"tau": 0.01}) / "config.json", script="hyperzero.py")
+    assert [run.method for run in read(tmp_path)[0]] == ["UVFA"]
 
 
 def test_a_task_that_its_script_brings_along(tmp_path, monkeypatch):
@@ -522,6 +580,36 @@ def test_curves_show_every_length_and_what_has_not_finished():
     }  # the last one of the shadow gradient
     assert max(lines["DR, 2,000 steps"].get_xdata()) == 2 and list(lines["DR, 1,000 steps"].get_ydata()) == [15] * 3
     report.plt.close(figure)
+
+
+def test_a_run_too_short_to_be_seen_is_not_in_the_legend():
+    runs = [made("DI", "DR", 1, 10, 1000), made("DI", "DA", 1, 10, 49), made("DI", "DMA", 1, 10, 50)]
+    figure = report.learning_curves(runs, [], "DI")
+    assert {text.get_text() for text in figure.legends[0].get_texts()} == {"DR", "DMA"}
+    report.plt.close(figure)
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_long_legend_leaves_room(tmp_path):
+    methods = [f"{name} (learning_starts {steps})" for name in report.STYLE for steps in (1, 2, 3, 4, 5)]
+    figure = report.context_figure([made("DI", method, 1, 10) for method in methods], "DI")
+    figure.savefig(tmp_path / "figure.png")
+    assert figure.axes[0].get_position().height * figure.get_figheight() > 1
+    report.plt.close(figure)
+
+
+def test_no_two_methods_of_a_figure_look_the_same():
+    methods = [*report.STYLE, *(f"{name} (batch_size {size})" for name in report.STYLE for size in (1, 2, 3, 4))]
+    wanted = [str(report.style(method)) for method in methods]
+    assert len(set(wanted)) < len(methods)  # there is something to do
+    runs = [made("DI", method, 1, 10) for method in methods]
+    for figure in (report.learning_curves(runs, [], "DI"), report.context_figure(runs, "DI")):
+        lines = {line.get_label(): line for line in figure.axes[0].lines}
+        drawn = {(str(lines[method]._dash_pattern), lines[method].get_color()) for method in methods}
+        assert len(drawn) == len(methods)
+        report.plt.close(figure)
+    looks = report.styles(methods)
+    assert all(looks[method] == report.style(method) for method in report.STYLE)
 
 
 @pytest.mark.parametrize("task", ["DI", "Walker", "ODE"])

@@ -18,6 +18,7 @@ import itertools
 import json
 import os
 import sys
+import textwrap
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,9 +59,11 @@ PAPER_SETS = {"train": "train", "eval-out": "eval_out", "all sets": "aggregated"
 # Flags that may differ between runs that are put together: they do not change what is learned.
 FREE = {"seed", "env_id", "total_timesteps", "run_dir", "resume", "eval_only", "context", "dataset", "cuda", "track"}
 FREE |= {"cuda_graph", "keep_checkpoint", "capture_video", "flip_at", "eval_every", "eval_epochs"}
-# Flags of many scripts that should be the same for all methods of a task.
-SHARED = ["learning_starts", "buffer_size", "batch_size", "gamma", "tau", "policy_lr", "q_lr", "dynamics_lr"]
-SHARED += ["eval_rollouts"]
+# Flags of many scripts that should be the same for all methods of a task, as the published runs have them.
+DEFAULTS = {"learning_starts": 5000, "buffer_size": 100_000, "batch_size": 256, "gamma": 0.99, "tau": 0.005}
+DEFAULTS |= {"policy_lr": 3e-4, "q_lr": 1e-3, "dynamics_lr": 3e-4, "eval_rollouts": 10}
+# Scripts whose published runs have other values, which depend on the task.
+RELATIVES = {Path(method.script).name for method in METHODS.values() if method.script.startswith("relatives/")}
 STUCK = 60  # a rollout of ODE that ends with this or less, of 200, has waited at a wrong equilibrium
 
 
@@ -109,6 +112,16 @@ class Run:
     held_out: list | None = None  # of hyperzero.py: the contexts (0 to 19) whose experts stage 2 has not seen
     prediction: dict | None = None  # of hyperdynamics.py: {one_step, twenty_step: {set: error}}
     starts: tuple = ()  # a `Start` for the run's beginning and for each time it was resumed
+
+    @property
+    def setting(self):
+        """The shared flags that differ from the published runs', as text. Only runs of one setting are compared."""
+        return ", ".join(deviations(self, DEFAULTS))
+
+    @property
+    def published(self):
+        """Which published method this is, perhaps in another setting; None: one of the reader's own."""
+        return next((name for name in PUBLISHED if self.method in (name, in_setting(name, self.setting))), None)
 
     def aer(self, split):
         """Average episodic return over contexts and rollouts of the last evaluation."""
@@ -159,7 +172,8 @@ def modes(task):
 
 
 def find_runs(directories, problems):
-    """The directories of runs in and below `directories`; links are followed, what is no run is named."""
+    """The directories of runs in and below `directories`; links are followed, what is no run is named. What runs.sh
+    keeps in logs/ is passed over."""
     seen = set()
 
     def unreadable(error):
@@ -176,7 +190,7 @@ def find_runs(directories, problems):
                 folders.clear()
                 yield Path(path)
                 continue
-            folders.sort()
+            folders[:] = sorted(set(folders) - {"logs"})
             links = [name for name in files if not os.path.exists(os.path.join(path, name))]
             problems += [f"{os.path.join(path, name)}: a link to nothing" for name in links]
             if not folders:
@@ -334,12 +348,36 @@ def order(run):
 
 def rank(method):
     """A sort key: methods in the order of tools/methods.py, unknown ones after them by name."""
-    return LABELS.index(method) if method in LABELS else len(LABELS), method
+    name = method.partition(" (")[0]
+    return LABELS.index(name) if name in LABELS else len(LABELS), method
+
+
+def deviations(run, defaults):
+    """Its shared flags that are not as in `defaults` (list of str). A flag that it does not have is as there."""
+    return [f"{name} {run.args[name]}" for name, value in defaults.items() if run.args.get(name, value) != value]
+
+
+def in_setting(name, setting):
+    """The name of a method, or of a claim, in a `Run.setting`."""
+    return f"{name} ({setting})" if setting else name
+
+
+def defaults_of(method):
+    """What a method's plain name says about its shared flags: its row in tools/methods.py counts, too."""
+    words = next((row.flags.split() for row in METHODS.values() if row.label == method), [])
+    given = dict(itertools.pairwise(words))
+    found = {name: given.get(f"--{name.replace('_', '-')}") for name in DEFAULTS}
+    return DEFAULTS | {name: float(text.replace("_", "")) for name, text in found.items() if text}
+
+
+def apart(script):
+    """Flags that `unusual` leaves out: they change nothing, or have defaults for all scripts."""
+    return FREE if script in RELATIVES else FREE | set(DEFAULTS)
 
 
 def settings(run):
-    """The flags that change what a run learns, and its script."""
-    return {name: value for name, value in run.args.items() if name not in FREE} | {"script": run.script}
+    """The flags that `unusual` compares, and the script."""
+    return {name: value for name, value in run.args.items() if name not in apart(run.script)} | {"script": run.script}
 
 
 def script_defaults(script):
@@ -352,28 +390,40 @@ def script_defaults(script):
 
 
 def tell_apart(runs, problems):
-    """Gives runs of a method with other flags a name that says so. A method's own flags are those that most of its runs
-    have; of two as frequent, those nearer to the script's defaults."""
+    """Names in a run's method what its plain name does not say: shared flags that are not `defaults_of` the method, and
+    of the others, and of all of relatives, those that `unusual` finds. A line in `problems` for each such name."""
+    counts = collections.Counter()
+    example = {}
+    for method, group in by_method(runs).items():
+        for run, other in zip(group, unusual(group), strict=True):
+            shared = [] if run.script in RELATIVES else deviations(run, defaults_of(method))
+            if shared or other:
+                run.method = in_setting(method, ", ".join([*shared, *other]))
+                counts[run.method] += 1
+                example.setdefault(run.method, run.directory)
+    for name, count in counts.items():
+        which = example[name] if count == 1 else f"{count} runs, {example[name]} among them"
+        problems.append(f"{which}: shown as {name}, for the plain name stands for other flags")
+
+
+def unusual(group):
+    """For each run of a method: its flags that differ from the method's own (list of str). Those are what most of its
+    runs have; of two as frequent, what is nearer to the script's defaults."""
     text = lambda found: json.dumps(found, sort_keys=True)
-    for group in by_method(runs).values():
-        found = [settings(run) for run in group]
-        if len({text(one) for one in found}) == 1:
-            continue
-        defaults = {script: script_defaults(script) for script in {run.script for run in group}}
-        found = [defaults[one["script"]] | one for one in found]
-        found = [{name: value for name, value in one.items() if name not in FREE} for one in found]
-        counts = collections.Counter(map(text, found))
+    found = [settings(run) for run in group]
+    if len({text(one) for one in found}) == 1:
+        return [[] for _ in group]
+    defaults = {script: script_defaults(script) for script in {run.script for run in group}}
+    found = [defaults[one["script"]] | one for one in found]
+    found = [{name: value for name, value in one.items() if name not in apart(one["script"])} for one in found]
+    counts = collections.Counter(map(text, found))
 
-        def usualness(one, counts=counts, defaults=defaults):
-            default = defaults[one["script"]]
-            return counts[text(one)], -sum(default.get(name) != value for name, value in one.items())
+    def usualness(one):
+        default = defaults[one["script"]]
+        return counts[text(one)], -sum(default.get(name) != value for name, value in one.items())
 
-        usual = max(found, key=usualness)
-        for run, one in zip(group, found, strict=True):
-            other = [f"{name} {value}" for name, value in one.items() if usual.get(name) != value]
-            if other:
-                run.method += f" ({', '.join(other)})"
-                problems.append(f"{run.directory}: is shown as {run.method}, for its flags differ from the other runs'")
+    usual = max(found, key=usualness)
+    return [[f"{name} {value}" for name, value in one.items() if usual.get(name) != value] for one in found]
 
 
 def newest(runs, problems):
@@ -516,16 +566,21 @@ def diverged_table(runs):
     return rows
 
 
+def brief(value):
+    """A score without decimals, below 10 with one."""
+    return f"{value:.1f}" if abs(value) < 9.95 else f"{value:.0f}"
+
+
 def overview_table(runs):
     """A row for each task and length: AER over all sets of the main methods and of the reader's own, beside the
     paper's AER of DMA*-SH."""
     rows = []
-    methods = [method for method in by_method(runs) if method in MAIN or method not in PUBLISHED]
+    methods = [method for method, own in by_method(runs).items() if own[0].published in (*MAIN, None)]
     for (task, steps), group in lengths(runs).items():
         row = {"task": task, "steps": f"{steps:,}", "of the paper's": f"{100 * group[0].training():.0f} %"}
         for method in methods:
             own = [run for run in group if run.method == method]
-            row[method] = f"{stats.iqm(aers(own, 'all sets')):.0f} ({len(own)})" if own else ""
+            row[method] = f"{brief(stats.iqm(aers(own, 'all sets')))} ({len(own)})" if own else ""
         rows.append(row | {f"paper, {OURS}": PAPER["AER_aggregated_over_sets_v2"].get(task, {}).get(OURS, "")})
     return rows
 
@@ -613,6 +668,11 @@ class Claim:
     def __str__(self):
         return self.words or f"{self.one} above {self.other}"
 
+    def moved(self, setting):
+        """The same about runs of another setting."""
+        names = in_setting(self.one, setting), in_setting(self.other, setting)
+        return Claim(*names, self.share, self.kinds, in_setting(str(self), setting))
+
 
 # The orders that the paper finds. The shares of DR are ours.
 CLAIMS = [Claim(OURS, "DMA*"), Claim("DMA*", "DMA"), Claim(OURS, "DA"), Claim(OURS, "Concat")]
@@ -622,9 +682,13 @@ CLAIMS += [Claim(OURS, other) for other in ("DMA-Pearl", "DMA*-H", "DMA*-H-RLonl
 
 
 def own_claims(runs):
-    """Each of the reader's own methods against the rivals."""
-    mine = [method for method in by_method(runs) if method not in PUBLISHED]
-    return [Claim(one, other) for one, other in itertools.product(mine, RIVALS)]
+    """Each of the reader's own methods against the rivals of its setting, and the paper's claims in other settings than
+    that of the published runs."""
+    settings_of = {method: own[0].setting for method, own in by_method(runs).items() if not own[0].published}
+    found = [Claim(one, in_setting(other, own)) for (one, own), other in itertools.product(settings_of.items(), RIVALS)]
+    for setting in sorted({run.setting for run in runs if run.published and run.script not in RELATIVES} - {""}):
+        found += [claim.moved(setting) for claim in CLAIMS]
+    return found
 
 
 def question(claim, runs, tasks, split):
@@ -714,6 +778,7 @@ STYLE = {
     "DMA*-SH": ("#D55E00", "-"),
 }
 TOL = ["#882255", "#44AA99", "#999933", "#332288", "#AA4499", "#117733"]  # Paul Tol's, for all others
+DASHES = ["--", ":", "-.", "-", (0, (12, 3)), (0, (8, 2, 1, 2, 1, 2))]  # those after the third: to tell apart
 MARKERS = "os^Dv*PX<>"
 
 
@@ -724,8 +789,21 @@ def style(method):
     else:
         index = LABELS.index(method) if method in LABELS else zlib.crc32(method.encode(errors="replace"))
         color = TOL[index % len(TOL)]
-        line = ["--", ":", "-."][index // len(TOL) % 3]
+        line = DASHES[index // len(TOL) % 3]
     return {"color": color, "linestyle": line}
+
+
+def styles(methods):
+    """{method: its style}, in which no two are the same. Of two with the same `style` the later one gets another, and
+    those with other flags come last."""
+    found = {}
+    for method in sorted(methods, key=lambda method: (method not in LABELS, rank(method))):
+        wanted = style(method)
+        dashes = [{"color": wanted["color"], "linestyle": line} for line in DASHES]
+        others = [{"color": color, "linestyle": line} for line, color in itertools.product(DASHES, TOL)]
+        free = (look for look in [wanted, *dashes, *others] if look not in found.values())
+        found[method] = next(free, wanted)
+    return found
 
 
 def panels(columns, titles, height=3.2, width=3.6, **options):
@@ -747,6 +825,8 @@ def legend(figure, axes):
     if found:
         fit = int(figure.get_figwidth() / (0.09 * max(map(len, found)) + 0.8))  # inches for a letter, for a line
         columns = max(min(len(found), fit), 1)
+        rows = -(-len(found) // columns)
+        figure.set_figheight(figure.get_figheight() + 0.25 * max(rows - 4, 0))  # room for a long legend
         figure.legend(found.values(), found.keys(), loc="outside lower center", ncol=columns, frameon=False)
 
 
@@ -755,7 +835,7 @@ def say(axis, reason):
     axis.text(0.5, 0.5, reason, transform=axis.transAxes, ha="center", va="center", color="#666666", wrap=True)
 
 
-def draw_curve(axis, runs, value, label):
+def draw_curve(axis, runs, value, label, look):
     """A line for the interquartile mean over runs of `value(line of metrics)`, at the steps that all have, and a band:
     the interval from three runs on, the range of two."""
     curves = [{line["global_step"]: value(line) for line in run.metrics} for run in runs if run.metrics]
@@ -765,9 +845,8 @@ def draw_curve(axis, runs, value, label):
     values = np.array([[curve[step] for step in steps] for curve in curves])
     low, high = stats.interval([values], stats.iqm, axis=0) or (values.min(0), values.max(0))
     thousands = np.array(steps) / 1000
-    look = style(runs[0].method)
     if runs[0].returns is None:
-        look |= {"linewidth": 0.7, "alpha": 0.7}
+        look = look | {"linewidth": 0.7, "alpha": 0.7}
     axis.plot(thousands, stats.iqm(values, axis=0), label=label, **look)
     axis.fill_between(thousands, low, high, color=look["color"], alpha=0.15, linewidth=0)
 
@@ -780,19 +859,27 @@ def learning_curves(runs, unfinished, task):
     titles = [*SPLITS, *(["shadow gradient norm"] if logged else [])]
     figure, axes = panels(len(titles), titles)
     figure.suptitle(task)
+    looks = styles({run.method for run in own})
+    longest = max((line["global_step"] for run in own for line in run.metrics), default=0)
+
+    def draw(axis, members, value, label):
+        short = all(line["global_step"] < 0.05 * longest for run in members for line in run.metrics)
+        hidden = "_" * short  # from the legend: the line would not be seen
+        draw_curve(axis, members, value, hidden + label, looks[members[0].method])
+
     for (_, steps), group in lengths([run for run in own if run.returns]).items():
         for method, members in by_method(group).items():
             several = len({run.steps for run in runs if (run.task, run.method) == (task, method)}) > 1
             label = f"{method}, {steps:,} steps" if several else method
             for axis, split in zip(axes, SPLITS, strict=False):
-                draw_curve(axis, members, lambda line, split=split: line["aer"][split], label)
+                draw(axis, members, lambda line, split=split: line["aer"][split], label)
             shadow = [run for run in members if run in logged]
             if shadow:
-                draw_curve(axes[3], shadow, lambda line: line["shadow_gradient"], label)
+                draw(axes[3], shadow, lambda line: line["shadow_gradient"], label)
     for run in own:
         if run.returns is None:
             for axis, split in zip(axes, SPLITS, strict=False):
-                draw_curve(axis, [run], lambda line, split=split: line["aer"][split], f"{run.method}, unfinished")
+                draw(axis, [run], lambda line, split=split: line["aer"][split], f"{run.method}, unfinished")
     top = max(axis.get_ylim()[1] for axis in axes[:3])
     for axis in axes[:3]:
         axis.set_ylim(top=top)
@@ -823,6 +910,7 @@ def context_figure(runs, task):
     returns = {method: mean_in_contexts(own) for method, own in groups.items()}
     if nothing := doing_nothing(task):
         returns = {"doing nothing": nothing} | returns
+    looks = styles(groups)
     figure, axes = panels(len(shown), titles, sharey=True, width=4.5)
     figure.suptitle(task)
     for axis, (dimension, value) in zip(axes, shown, strict=True):
@@ -835,7 +923,7 @@ def context_figure(runs, task):
                 points += [(c[dimension.key], r) for c, r in pairs if value is None or c[binary.key] == value]
             look = {"color": "#999999", "linestyle": "-", "marker": "."}
             if method in groups:
-                look = style(method) | {"marker": MARKERS[rank(method)[0] % len(MARKERS)]}
+                look = looks[method] | {"marker": MARKERS[rank(method)[0] % len(MARKERS)]}
             if value is None:
                 look |= {"linestyle": "", "fillstyle": "none"}
             axis.plot(*np.array(sorted(points)).T, label=method, markersize=3, linewidth=1.2, **look)
@@ -851,15 +939,21 @@ def mean_in_contexts(runs):
 
 # ------------------------------------------------------- The page ----------------------------------------------------
 
-ABOUT = """AER: average episodic return over the 20 contexts of a set and the rollouts of the last evaluation. A cell
-holds the interquartile mean over seeds and its 95 % bootstrap interval; of fewer than three seeds, their own values.
-(Of three or four seeds the interval is their range, and covers less than 95 %.) Steps are vector steps, one in each of
-the 20 training contexts. *Better of the last two*: the higher of the last two evaluations, each set separately, over
-all sets; this is what the authors' code reports. *Worse mode*: for each seed, the return in training contexts with one
-sort of actuators, in percent of that with the other sort (-: next to nothing in both). *Stuck* (ODE): the share of
-rollouts that end with 60 of 200 or less. *One step*, *twenty step*: mean squared prediction errors in episodes of
-random actions, of normalised differences and of standardised states.
-"""
+ABOUT_OVERVIEW = "All sets together, interquartile mean over seeds (number of seeds).\n"
+# {start of a column's name: what is said where a table has such a column}
+ABOUT = {
+    "train": """AER: average episodic return over the 20 contexts of a set and the rollouts of the last evaluation. A
+cell holds the interquartile mean over seeds and its 95 % bootstrap interval; of fewer than three seeds, their own
+values. (Of three or four seeds the interval is their range, and covers less than 95 %.) Steps are vector steps, one in
+each of the 20 training contexts.""",
+    "better": """*Better of the last two*: the higher of the last two evaluations, each set separately, over all sets;
+this is what the authors' code reports.""",
+    "worse mode": """*Worse mode*: for each seed, the return in training contexts with one sort of actuators, in percent
+of that with the other sort (-: next to nothing in both).""",
+    "stuck": """*Stuck* (ODE): the share of rollouts that end with 60 of 200 or less.""",
+    "one step": """*One step*, *twenty step*: mean squared prediction errors in episodes of random actions, of
+normalised differences and of standardised states.""",
+}
 ABOUT_OVER_TASKS = """AER divided by the bounds of the task's returns. Each table names its tasks: all that have runs of
 all its methods, after the same share of the task's training. Every task has the same weight. IQM is the interquartile
 mean over tasks and seeds, as in the paper: it leaves out the worst and the best quarter, which of four tasks is about
@@ -934,6 +1028,16 @@ class Page:
         return "\n".join(lines)
 
 
+def add_explanations(page):
+    """What the columns mean that the page's tables have so far, and its verdicts."""
+    columns = {name for rows in page.tables.values() for name in rows[0]}
+    found = [text for start, text in ABOUT.items() if any(name.startswith(start) for name in columns)]
+    parts = [textwrap.fill(" ".join(" ".join(found).split()), 120) + "\n"] if found else []
+    parts += [ABOUT_VERDICTS] * ("verdict" in columns)
+    if parts:
+        page.text("How to read the tables", "\n".join(parts))
+
+
 def add_verdicts(page, heading, name, rows):
     """The table of what can be decided, and a line for what cannot."""
     few = [row for row in rows if row["verdict"] == "too few seeds"]
@@ -946,7 +1050,9 @@ def add_verdicts(page, heading, name, rows):
 def add_own_verdicts(page, heading, name, rows):
     """The same for the reader's own methods, if there are some."""
     if rows:
-        text = f"Your own methods against {', '.join(RIVALS)}. These questions are corrected for among themselves.\n"
+        text = f"Your own methods against {', '.join(RIVALS)}, and methods with other flags than the published runs' "
+        text += "against each other. Only runs with the same shared flags are compared. "
+        text += "These questions are corrected for among themselves.\n"
         page.text(heading, text.replace("*", "\\*"))
         add_verdicts(page, heading, name, rows)
 
@@ -1030,22 +1136,18 @@ def code_of_group(group):
 
 
 def flag_notes(runs):
-    """A line for each method with flags that most other methods of the same task have set otherwise."""
-    found = collections.defaultdict(list)  # {(method, flag, own value, usual value): tasks}
-    for task, name in itertools.product(tasks_of(runs), SHARED):
-        values = {}  # of each method
-        for method, own in by_method([run for run in runs if run.task == task and name in run.args]).items():
-            values[method] = json.dumps(own[0].args[name])
-        if not values:
-            continue
-        usual = collections.Counter(values.values()).most_common(1)[0][0]  # of two as frequent, the published one
-        for method, value in values.items():
-            if value != usual and f"{name} {value}" not in method:
-                found[method, name, value, usual].append(task)
-    notes = collections.defaultdict(list)
-    for (method, name, value, usual), tasks in found.items():
-        notes[method].append(f"{name} {value} where other methods have {usual} ({', '.join(tasks)})")
-    return [f"{method}: {'; '.join(parts)}" for method, parts in notes.items()]
+    """A line for each method whose shared flags differ from the published runs' while its name does not say so."""
+    found = collections.defaultdict(dict)  # {method: {what is to be said: of which tasks}}
+    for (task, _), group in lengths(runs).items():
+        for method, own in by_method(group).items():
+            for text in deviations(own[0], DEFAULTS):
+                if text not in method:
+                    found[method].setdefault(text, {})[task] = True
+    notes = []
+    for method, texts in found.items():
+        parts = [f"{text}, not {DEFAULTS[text.split()[0]]} ({', '.join(tasks)})" for text, tasks in texts.items()]
+        notes.append(f"{method}: {'; '.join(parts)}")
+    return notes
 
 
 def add_notes(page, runs, unfinished, problems):
@@ -1077,7 +1179,8 @@ def report(directories, out):
     page = Page(out / "figures", "figures")
     page.text("Overview", f"{len(runs)} finished runs of {len(tasks_of(runs))} tasks; {len(unfinished)} unfinished.\n")
     page.table("Overview", "overview", overview_table(runs))
-    page.text("Overview", ABOUT + "\n" + ABOUT_VERDICTS)
+    if runs:
+        page.text("Overview", ABOUT_OVERVIEW)
     for task in tasks_of([*runs, *unfinished]):
         add_task(page, runs, unfinished, task)
         if main_runs(runs, task):
@@ -1085,6 +1188,7 @@ def report(directories, out):
     add_over_tasks(page, runs)
     if runs:
         page.table("Hours", "hours", cost_table(runs))
+    add_explanations(page)
     add_notes(page, runs, unfinished, problems)
     for name, rows in page.tables.items():
         write(out / "tables" / f"{name}.csv", csv_text(rows))

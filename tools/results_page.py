@@ -351,7 +351,7 @@ def make_page(runs, relatives, held_out, failed, problems, figures):
     """The page without the paragraphs."""
     page = report.Page(figures, "results/figures", kinds=("png",))
     page.table("At a glance", "overview", report.overview_table(runs))
-    page.text("At a glance", "All sets together, interquartile mean over seeds (number of seeds).\n")
+    page.text("At a glance", report.ABOUT_OVERVIEW)
     report.add_over_tasks(page, runs)
     for task in report.tasks_of(runs):
         report.add_task(page, runs, failed, task)
@@ -359,7 +359,7 @@ def make_page(runs, relatives, held_out, failed, problems, figures):
     add_adaptation(page, runs)
     add_relatives(page, relatives, held_out)
     page.table("Hours", "hours", report.cost_table(runs))
-    page.text("How to read the tables", report.ABOUT + "\n" + report.ABOUT_VERDICTS)
+    report.add_explanations(page)
     report.add_notes(page, runs, failed, problems)
     return page
 
