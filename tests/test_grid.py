@@ -394,12 +394,36 @@ def test_ctrl_c_reaches_all_runs_as_sigterm(repo):
     assert process.wait(timeout=60) == 130
     text = (repo.cwd / "out").read_text()
     assert len(list(repo.runs.glob("*/checkpoint.pt"))) == 2  # and seed 3 has not begun
-    assert text.count("STOPPED") == 3 and text.count("go on with: --resume") == 2 and text.count("not started") == 1
+    assert text.count("STOPPED") == 2 and text.count("go on with: --resume") == 2
+    assert text.count("WAITING DI DR seed 3: not started\n") == text.count("WAITING") == 1
     second = repo(**settings)
     assert second.returncode == 0 and [s[0] for s in statuses(second)] == ["resume", "resume", "new"]
     assert len(runs_in(repo.runs)) == len(list(repo.runs.glob("DI__*"))) == 3
     assert all("begins at 0" in (repo.runs / "logs" / f"DI__DR__{seed}.log").read_text() for seed in (1, 2, 3))
     assert (repo.runs / "logs" / "DI__DR__1.log").read_text().count("begins at") == 2
+
+
+def test_after_ctrl_c_the_table_is_about_this_grid_only(repo):
+    (repo.runs / "logs").mkdir(parents=True)
+    for seed in (1, 3):
+        (repo.runs / "logs" / f"DI__DR__{seed}.log").write_text("of an old grid")
+    process = repo.start(SEEDS="1-3", JOBS="1", FLAGS="--seconds 0.02 --crash 1")
+    wait_for(lambda: any("__2__" in name and n > 1 for name, n in lines_of(repo.runs).items()))
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.wait(timeout=60) == 130
+    result = (repo.cwd / "out").read_text().split("--- result\n")[1].splitlines()
+    assert [line.split()[0] for line in result] == ["FAILED", "STOPPED", "WAITING"]
+    assert "SIGKILL" in result[0] and "go on with" in result[1] and "old" not in result[2]
+    log = (repo.runs / "logs" / "DI__DR__1.log").read_text().splitlines()
+    assert log[0] == "of an old grid" and log[1].startswith("--- started ") and "dr_sac.py --env-id DI" in log[1]
+
+
+def test_the_last_line_is_of_the_last_start(tmp_path):
+    log = tmp_path / "log"
+    log.write_text("old reason\r90%\n--- started now: dr_sac.py\n")
+    assert grid.last_line(log) == "it has said nothing"
+    log.write_text(log.read_text() + "new\n")
+    assert grid.last_line(log) == "new"
 
 
 def test_a_second_ctrl_c_ends_at_once(repo):
@@ -911,4 +935,4 @@ def test_ctrl_c_stops_our_grid_with_checkpoints(tmp_path):
     assert process.wait(timeout=120) == 130
     assert len(list((tmp_path / "runs").glob("*/checkpoint.pt"))) == 2  # and seed 3 has not begun
     text = (tmp_path / "out").read_text()
-    assert text.count("STOPPED") == 3 and text.count("--resume") >= 2 and text.count("not started") == 1
+    assert text.count("STOPPED") == 2 and text.count("--resume") >= 2 and text.count("not started") == 1

@@ -24,6 +24,7 @@ from tools.plan import refuse  # noqa: E402
 
 ELSEWHERE = 75  # exit code of a Slurm task whose run is in use
 REQUEUES = 3  # of a Slurm task, at most
+STARTED = "--- started "  # begins the line in a log that a run's output follows
 PATIENCE = 120  # seconds that a requeued task waits for its own lock, which a file server keeps a while after a crash
 
 
@@ -108,6 +109,9 @@ def start(settings, job, **options):
         if row.status == "done":
             return None
         script, *flags = row.command(settings.run_dir)
+        command = shlex.join([script, *flags])
+        log.write("\n" * bool(log.tell()) + f"{STARTED}{time.strftime('%Y-%m-%d %H:%M:%S')}: {command}\n")
+        log.flush()
         options |= {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": log, "pass_fds": [locked.fileno()]}
         return subprocess.Popen([settings.python, str(ROOT / script), *flags], **options)
 
@@ -131,6 +135,8 @@ class Local:
         self.settings, self.rows = settings, rows
         self.running = []  # [(job, process)]
         self.failures = {}  # {name of a run: why it has failed}
+        self.started = set()  # names of runs
+        self.busy = set()  # those that another process had
         self.stopped = False
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -167,6 +173,7 @@ class Local:
             self.ended(job, 1, str(error))
         else:
             if process:
+                self.started.add(plan.name_of(job))
                 self.running.append((job, process))
                 if self.stopped:  # in just this moment
                     process.terminate()
@@ -180,8 +187,9 @@ class Local:
         if row.status == "done":
             text = f"{row.name}: {scores(row)}"
         elif code == ELSEWHERE:
+            self.busy.add(row.name)
             text = f"{row.name}: another process runs it"
-        elif self.stopped:
+        elif self.stopped and code in (128 + signal.SIGINT, 128 + signal.SIGTERM):
             text = f"{row.name}: stopped"
         else:
             self.failures[row.name] = reason or why(code, self.settings.log_of(job))
@@ -223,11 +231,13 @@ def why(code, log):
 
 
 def last_line(log):
-    """What a run has said last."""
+    """What a run has said since it was started last."""
     try:
         lines = re.split(r"[\r\n]+", log.read_text(errors="replace"))
     except OSError as error:
         return error.strerror
+    starts = [number for number, line in enumerate(lines) if line.startswith(STARTED)]
+    lines = lines[starts[-1] + 1 :] if starts else lines
     return next((line.strip() for line in reversed(lines) if line.strip()), "it has said nothing")
 
 
@@ -240,9 +250,14 @@ def print_result(settings, rows, local):
             say(f"done    {row.name}: {scores(row)}")
         elif row.status == "running":
             say(f"RUNNING {row.name}: elsewhere")
+        elif row.name in local.failures:
+            say(f"FAILED  {row.name}: {local.failures[row.name]} ({log})")
+        elif row.name in local.started:
+            say(f"STOPPED {row.name}: {last_line(log)} ({log})")
+        elif local.stopped and row.name not in local.busy:
+            say(f"WAITING {row.name}: not started")
         else:
-            reason = local.failures.get(row.name) or (last_line(log) if log.exists() else "not started")
-            say(f"{'STOPPED' if local.stopped else 'FAILED'}  {row.name}: {reason} ({log})")
+            say(f"FAILED  {row.name}: in another process: {last_line(log)} ({log})")
     if local.stopped:
         return 130
     return 0 if all(row.status == "done" for row in rows) else 1

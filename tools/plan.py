@@ -334,6 +334,10 @@ class Speeds:
         return None, False
 
 
+def name_of(job):
+    return "{task} {method} seed {seed}".format(**job)
+
+
 @dataclass
 class Row:
     """A job and how far it is."""
@@ -346,7 +350,7 @@ class Row:
 
     @property
     def name(self):
-        return "{task} {method} seed {seed}".format(**self.job)
+        return name_of(self.job)
 
     def command(self, run_dir):
         """Script, from the project's root, and flags."""
