@@ -868,6 +868,14 @@ def test_every_methods_flags_make_that_method(method):
     json.dumps(jobs)
 
 
+def test_a_flag_that_a_task_does_not_take_is_refused_before_the_start(capsys):
+    env = {"ENVS": "DI ODE", "METHODS": "DR", "SEEDS": "1", "FLAGS": "--learning-starts 100"}
+    with pytest.raises(SystemExit) as stop:
+        plan.jobs(env)
+    assert stop.value.code == 2 and "ODE" in capsys.readouterr().err
+    assert len(plan.jobs(env | {"ENVS": "DI"})) == 1
+
+
 def test_the_default_is_the_whole_benchmark():
     jobs = plan.jobs({"SEEDS": "1"})
     tasks = list(dict.fromkeys(job["task"] for job in jobs))
