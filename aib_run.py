@@ -439,7 +439,10 @@ def read_config(directory, script=None):
     config = any_config(directory)
     if config["script"] != script:
         path = Path(sys.argv[0]).with_name(config["script"])
-        fail(f"{directory} is a run of {config['script']}, not of {script}: {path}")
+        command = shlex.join(["python", str(path), *sys.argv[1:]])
+        fail(
+            f"{directory} is a run of {config['script']}" + (f": {command}" if path.exists() else f", not of {script}")
+        )
     return config
 
 

@@ -8,6 +8,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -162,8 +163,8 @@ def repo(tmp_path):
 
 def statuses(process):
     """[(status, task, method, seed)] of a plan."""
-    words = [line.split() for line in process.stdout.splitlines() if " seed " in line and " h " in line]
-    return [(word[0], word[3], word[4], int(word[6])) for word in words]
+    line = re.compile(r"^(new|resume|done|running) .+  (\S+) +(\S+) +seed (\d+) ", re.MULTILINE)
+    return [(*found[:3], int(found[3])) for found in line.findall(process.stdout)]
 
 
 def runs_in(directory):
@@ -377,6 +378,12 @@ def test_runs_what_is_left_and_says_how_it_goes(repo):
     assert third.returncode == 0 and "nothing to do" in third.stdout
     for other in ({"STEPS": "90"}, {"FLAGS": "--eval-every 5"}, {"ENVS": "ODE"}, {"SEEDS": "4"}):
         assert {s[0] for s in statuses(repo(DRY="1", **settings | other))} == {"new"}
+    assert "have other settings" not in third.stdout
+    assert (
+        "note: 3 runs here have other settings (--total-timesteps) and are left alone\n"
+        in repo(DRY="1", **settings | {"STEPS": "90"}).stdout
+    )
+    assert "1 run here has other settings (--eval-every)" in repo(DRY="1", FLAGS="--eval-every 5", SEEDS="2").stdout
 
 
 def test_a_killed_run_does_not_take_others_with_it(repo):
@@ -568,18 +575,20 @@ def test_speeds_are_of_long_runs_here_or_else_of_the_results(repo):
     def hours(**settings):
         process = repo(DRY="1", STEPS="36000", **settings)
         assert process.returncode == 0, process.stderr
-        return [line.split()[1] for line in process.stdout.splitlines() if " seed " in line]
+        assert ("(~:" in process.stdout) == ("~" in process.stdout.replace("(~:", ""))
+        lines = [line for line in process.stdout.splitlines() if " seed " in line]
+        return [line.split(maxsplit=1)[1].partition("  ")[0] for line in lines]
 
     assert hours() == ["?"]
     write_run(repo.runs / "short", 300, 3000)
     assert hours() == ["?"]  # of 300 steps: no measure
     write_run(repo.root / "results" / "runs" / "a", 10_000, 1000)
     write_run(repo.root / "results" / "runs" / "b", 10_000, 3000)
-    assert hours(ENVS="DI ODE") == ["~2.00", "~2.00"]  # ODE like DI
+    assert hours(ENVS="DI ODE") == ["~2.0 h", "~2.0 h"]  # ODE like DI
     write_run(repo.root / "results" / "runs" / "c", 10_000, 4000, task="ODE")
-    assert hours(ENVS="DI ODE") == ["~2.00", "~4.00"]
+    assert hours(ENVS="DI ODE") == ["~2.0 h", "~4.0 h"]
     write_run(repo.runs / "long", 10_000, 500)
-    assert hours(ENVS="DI ODE") == ["0.50", "~4.00"]
+    assert hours(ENVS="DI ODE") == ["30 min", "~4.0 h"]
     assert hours(METHODS="HyperZero") == ["?"]
     assert "no run of HyperZero has 5,000 steps" in repo(DRY="1", METHODS="HyperZero").stdout
     process = repo(DRY="1", STEPS="36000", METHODS="DR HyperZero", SEEDS="1 2")

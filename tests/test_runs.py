@@ -850,7 +850,12 @@ MORE = "--resume {d} --total-timesteps 600"
         (None, "--resume nowhere", "nowhere is no run's directory (no config.json)"),
         (lambda d: (d / "config.json").unlink(), "--resume {d}", "config.json"),
         (lambda d: damage(d / "config.json"), "--resume {d}", "config.json"),
-        (lambda d: edit(d / "config.json", script="dr_sac.py"), "--resume {d}", f", not of dmash_sac.py: {ROOT}/dr_sac.py"),
+        (
+            lambda d: edit(d / "config.json", script="dr_sac.py"),
+            "--resume {d}",
+            f": python {ROOT}/dr_sac.py --resume {{d}}",
+        ),
+        (lambda d: edit(d / "config.json", script="a.py"), "--resume {d}", "is a run of a.py, not of dmash_sac.py"),
         (lambda d: edit(d / "config.json", args=3), "--resume {d}", "config.json"),
         (lambda d: (d / "config.json").write_text("[]"), "--resume {d}", "no run's config"),
         (lambda d: (d / "config.json").write_text("{}"), "--eval-only {d}", "no run's config"),

@@ -6,6 +6,7 @@ each task of which comes back here ("array") and runs one job.
 
 import contextlib
 import json
+import math
 import os
 import re
 import shlex
@@ -202,9 +203,14 @@ class Local:
         known = [hour for hour in hours if hour is not None]
         if self.stopped or not known:
             return ""
-        text = f", about {max(sum(known) / self.settings.jobs, max(known)):.1f} hours left"
+        text = f", about {duration(max(sum(known) / self.settings.jobs, max(known)), 'hours', 'minutes')} left"
         unknown = len(hours) - len(known)
         return text + (f", and {unknown} runs of unknown speed" if unknown else "")
+
+
+def duration(hours, long="h", short="min"):
+    """In hours, or below one in minutes."""
+    return f"{hours:.1f} {long}" if hours >= 1 else f"{math.ceil(60 * hours)} {short}"
 
 
 def scores(row):
@@ -349,15 +355,15 @@ class SlurmTask:
 # ------------------------------------------------------------- Main --------------------------------------------------
 
 
-def print_plan(settings, rows):
+def print_plan(settings, rows, runs):
     counts = {status: sum(row.status == status for row in rows) for status in ("new", "resume", "done", "running")}
     for row in rows:
-        hours = "?" if row.hours is None else f"{'~' if row.estimated else ''}{row.hours:.2f}"
+        hours = "?" if row.hours is None else f"{'~' if row.estimated else ''}{duration(row.hours)}"
         command = shlex.join(row.command(settings.run_dir))
-        say("{:<7} {:>8} h  {task:<15} {method:<12} seed {seed:<3} {}".format(row.status, hours, command, **row.job))
+        say("{:<7} {:>8}  {task:<15} {method:<12} seed {seed:<3} {}".format(row.status, hours, command, **row.job))
     hours = [row.hours for row in rows]
     text = f"{counts['new']} new, {counts['resume']} to resume, {counts['done']} done"
-    text += f": {sum(hour or 0 for hour in hours):.1f} core-hours"
+    text += f": {duration(sum(hour or 0 for hour in hours), 'core-hours', 'core-minutes')}"
     if counts["running"]:
         text += f", {counts['running']} running elsewhere"
     if None in hours:
@@ -369,7 +375,11 @@ def print_plan(settings, rows):
     say(text)
     unknown = dict.fromkeys(row.job["method"] for row in rows if row.hours is None)
     if unknown:
-        say(f"? h: no run of {', '.join(unknown)} has {plan.FEWEST_STEPS:,} steps yet; shorter ones are no measure")
+        say(f"?: no run of {', '.join(unknown)} has {plan.FEWEST_STEPS:,} steps yet; shorter ones are no measure")
+    others, flags = plan.with_other_settings(jobs=[row.job for row in rows], runs=runs)
+    if others:
+        words = "1 run here has" if others == 1 else f"{others} runs here have"
+        say(f"note: {words} other settings ({', '.join(flags)}) and {'is' if others == 1 else 'are'} left alone")
     scripts = {row.job["method"]: row.job["script"] for row in rows}
     for method, number in plan.of_another_version(rows).items():
         runs = "1 run that is done is" if number == 1 else f"{number} runs that are done are"
@@ -390,8 +400,9 @@ def main(arguments):
         return subprocess.run([settings.python, str(ROOT / "tools" / "plan.py")], check=False).returncode
 
     jobs = planned(settings)
-    rows = plan.look(jobs, plan.read_runs(settings.run_dir))
-    print_plan(settings, rows)
+    runs = plan.read_runs(settings.run_dir)
+    rows = plan.look(jobs, runs)
+    print_plan(settings, rows, runs)
     todo = [row for row in rows if row.status in ("new", "resume")]
     if settings.dry:
         if todo and settings.runner == "slurm":

@@ -397,6 +397,21 @@ def look(planned, runs, probe=True):
     return rows
 
 
+def with_other_settings(jobs, runs):
+    """How many runs have method, task and seed of a job, but other settings, and which flags those are."""
+    asked = {(job["method"], job["task"], job["seed"]): job for job in jobs}
+    number, flags = 0, {}
+    for run in runs:
+        job = asked.get((run.method, run.task, run.args.get("seed")))
+        if job:
+            own = identity(job["method"], job["args"], job["defaults"])
+            found = identity(run.method, run.args, job["defaults"])
+            number += found != own
+            names = sorted(own.keys() | found.keys())
+            flags |= {"--" + x.replace("_", "-"): 0 for x in names if own.get(x) != found.get(x)}
+    return number, list(flags)
+
+
 def of_another_version(rows):
     """{method: how many of its runs that are done are of another version of its script than the present one}."""
     present = {}
