@@ -439,10 +439,8 @@ def read_config(directory, script=None):
     config = any_config(directory)
     if config["script"] != script:
         path = Path(sys.argv[0]).with_name(config["script"])
-        command = shlex.join(["python", str(path), *sys.argv[1:]])
-        fail(
-            f"{directory} is a run of {config['script']}" + (f": {command}" if path.exists() else f", not of {script}")
-        )
+        more = f": {shlex.join(['python', str(path), *sys.argv[1:]])}" if path.exists() else f", not of {script}"
+        fail(f"{directory} is a run of {config['script']}{more}")
     return config
 
 

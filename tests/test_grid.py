@@ -379,10 +379,8 @@ def test_runs_what_is_left_and_says_how_it_goes(repo):
     for other in ({"STEPS": "90"}, {"FLAGS": "--eval-every 5"}, {"ENVS": "ODE"}, {"SEEDS": "4"}):
         assert {s[0] for s in statuses(repo(DRY="1", **settings | other))} == {"new"}
     assert "have other settings" not in third.stdout
-    assert (
-        "note: 3 runs here have other settings (--total-timesteps) and are left alone\n"
-        in repo(DRY="1", **settings | {"STEPS": "90"}).stdout
-    )
+    told = repo(DRY="1", **settings | {"STEPS": "90"}).stdout
+    assert "note: 3 runs here have other settings (--total-timesteps) and are left alone\n" in told
     assert "1 run here has other settings (--eval-every)" in repo(DRY="1", FLAGS="--eval-every 5", SEEDS="2").stdout
 
 
