@@ -181,7 +181,8 @@ def read_flags(cls, argv, default=None, description=None):
         if not stop.code:  # --help
             raise
         lines = [line.strip("│╰╯─ ") for line in console.getvalue().splitlines()[1:]]  # a box below its title
-        fail(" ".join(line for line in lines if line.strip("-")))  # "-" is what "─" is without Unicode
+        message = " ".join(line for line in lines if line.strip("-"))  # "-" is what "─" is without Unicode
+        fail(re.split(r"\.? (?:Got errors|Argument helptext|For full helptext)\b", message)[0])
 
 
 def parse_args(cls, argv=None, description=None):
@@ -227,6 +228,9 @@ def check_args(args):
         fail(error)
     if args.total_timesteps is None:
         args.total_timesteps = task.total_timesteps
+    lengths = [getattr(args, name, task.steps) for name in ("learning_starts", "buffer_size")]
+    if min(lengths) < task.steps:
+        fail(f"--learning-starts and --buffer-size must be at least {task.steps}: {args.env_id}'s episode")
     if args.flip_at:
         if not args.capture_video:
             fail("--flip-at needs --capture-video")
@@ -294,11 +298,20 @@ def main(cls, train, make_envs, make_agent):
         agent = run.agent
     if args.capture_video:
         contexts = [args.context] if args.context else aib_envs.modes(args.env_id)
-        frames = film(make_envs(args, contexts, render_mode="rgb_array"), agent, args.flip_at)
+        rewards = []
+        frames = film(make_envs(args, contexts, render_mode="rgb_array"), agent, args.flip_at, rewards=rewards)
         write_gif(directory / "video.gif", frames)
-        print(f"video: {directory / 'video.gif'}")
+        print(f"video: {directory / 'video.gif'}{_around_flip(rewards[0], args.flip_at)}")
     if run:
         run.close()
+
+
+def _around_flip(rewards, flip_at):
+    """The return before and after the flip, in words. `rewards`: [environments, steps]."""
+    if flip_at is None:
+        return ""
+    before, after = (" and ".join(f"{x.sum():.0f}" for x in part) for part in np.split(rewards, [flip_at], 1))
+    return f", flipped at step {flip_at}: return {before} before, {after} after"
 
 
 def _on_error(kind, error, trace):
@@ -408,6 +421,8 @@ def read_tensors(path):
 def any_config(directory):
     """The config.json (dict) of a run of any script; ends the program with one line if it is none."""
     path = Path(directory) / "config.json"
+    if not path.exists():
+        fail(f"{directory} is no run's directory (no config.json)")
     with reading(path):
         config = json.loads(path.read_text())
     if not isinstance(config, dict) or not {"run", "script", "method", "args"} <= config.keys():
@@ -423,7 +438,9 @@ def read_config(directory, script=None):
     script = script or Path(sys.argv[0]).name
     config = any_config(directory)
     if config["script"] != script:
-        fail(f"{directory} is a run of {config['script']}, not of {script}")
+        path = Path(sys.argv[0]).with_name(config["script"])
+        more = f": {shlex.join(['python', str(path), *sys.argv[1:]])}" if path.exists() else f", not of {script}"
+        fail(f"{directory} is a run of {config['script']}{more}")
     return config
 
 
@@ -994,10 +1011,10 @@ def in_words(context):
     return ", ".join(words.get((key, value), f"{key} {value:g}") for key, value in context.items())
 
 
-def film(envs, agent, flip_at=None, title="", num_frames=200):
+def film(envs, agent, flip_at=None, title="", num_frames=200, rewards=None):
     """One rollout of an agent as a list of pictures: uint8 [height, width, 3], environments side by side, without the
     warm-up. Every picture says task (or `title`), context, time and the return so far. At step `flip_at` the actuators
-    are reversed (or swapped)."""
+    are reversed (or swapped). `rewards`: a list, which gets the rewards, [environments, steps]."""
     frames = []
 
     def policy(obs, history):
@@ -1006,6 +1023,8 @@ def film(envs, agent, flip_at=None, title="", num_frames=200):
         if flip_at is not None and t == flip_at:
             for env in envs.envs:
                 env.unwrapped.flip()
+        if t == 0 and rewards is not None:
+            rewards.append(history.rewards)  # which the rollout fills
         if t >= 0 and t % -(-steps // num_frames) == 0:
             so_far = history.rewards[:, :t].sum(1)
             pictures = zip(envs.envs, so_far, strict=True)

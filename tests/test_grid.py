@@ -8,6 +8,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -162,8 +163,8 @@ def repo(tmp_path):
 
 def statuses(process):
     """[(status, task, method, seed)] of a plan."""
-    words = [line.split() for line in process.stdout.splitlines() if " seed " in line and " h " in line]
-    return [(word[0], word[3], word[4], int(word[6])) for word in words]
+    line = re.compile(r"^(new|resume|done|running) .+  (\S+) +(\S+) +seed (\d+) ", re.MULTILINE)
+    return [(*found[:3], int(found[3])) for found in line.findall(process.stdout)]
 
 
 def runs_in(directory):
@@ -377,6 +378,10 @@ def test_runs_what_is_left_and_says_how_it_goes(repo):
     assert third.returncode == 0 and "nothing to do" in third.stdout
     for other in ({"STEPS": "90"}, {"FLAGS": "--eval-every 5"}, {"ENVS": "ODE"}, {"SEEDS": "4"}):
         assert {s[0] for s in statuses(repo(DRY="1", **settings | other))} == {"new"}
+    assert "have other settings" not in third.stdout
+    told = repo(DRY="1", **settings | {"STEPS": "90"}).stdout
+    assert "note: 3 runs here have other settings (--total-timesteps) and are left alone\n" in told
+    assert "1 run here has other settings (--eval-every)" in repo(DRY="1", FLAGS="--eval-every 5", SEEDS="2").stdout
 
 
 def test_a_killed_run_does_not_take_others_with_it(repo):
@@ -394,12 +399,36 @@ def test_ctrl_c_reaches_all_runs_as_sigterm(repo):
     assert process.wait(timeout=60) == 130
     text = (repo.cwd / "out").read_text()
     assert len(list(repo.runs.glob("*/checkpoint.pt"))) == 2  # and seed 3 has not begun
-    assert text.count("STOPPED") == 3 and text.count("go on with: --resume") == 2 and text.count("not started") == 1
+    assert text.count("STOPPED") == 2 and text.count("go on with: --resume") == 2
+    assert text.count("WAITING DI DR seed 3: not started\n") == text.count("WAITING") == 1
     second = repo(**settings)
     assert second.returncode == 0 and [s[0] for s in statuses(second)] == ["resume", "resume", "new"]
     assert len(runs_in(repo.runs)) == len(list(repo.runs.glob("DI__*"))) == 3
     assert all("begins at 0" in (repo.runs / "logs" / f"DI__DR__{seed}.log").read_text() for seed in (1, 2, 3))
     assert (repo.runs / "logs" / "DI__DR__1.log").read_text().count("begins at") == 2
+
+
+def test_after_ctrl_c_the_table_is_about_this_grid_only(repo):
+    (repo.runs / "logs").mkdir(parents=True)
+    for seed in (1, 3):
+        (repo.runs / "logs" / f"DI__DR__{seed}.log").write_text("of an old grid")
+    process = repo.start(SEEDS="1-3", JOBS="1", FLAGS="--seconds 0.02 --crash 1")
+    wait_for(lambda: any("__2__" in name and n > 1 for name, n in lines_of(repo.runs).items()))
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.wait(timeout=60) == 130
+    result = (repo.cwd / "out").read_text().split("--- result\n")[1].splitlines()
+    assert [line.split()[0] for line in result] == ["FAILED", "STOPPED", "WAITING"]
+    assert "SIGKILL" in result[0] and "go on with" in result[1] and "old" not in result[2]
+    log = (repo.runs / "logs" / "DI__DR__1.log").read_text().splitlines()
+    assert log[0] == "of an old grid" and log[1].startswith("--- started ") and "dr_sac.py --env-id DI" in log[1]
+
+
+def test_the_last_line_is_of_the_last_start(tmp_path):
+    log = tmp_path / "log"
+    log.write_text("old reason\r90%\n--- started now: dr_sac.py\n")
+    assert grid.last_line(log) == "it has said nothing"
+    log.write_text(log.read_text() + "new\n")
+    assert grid.last_line(log) == "new"
 
 
 def test_a_second_ctrl_c_ends_at_once(repo):
@@ -544,18 +573,20 @@ def test_speeds_are_of_long_runs_here_or_else_of_the_results(repo):
     def hours(**settings):
         process = repo(DRY="1", STEPS="36000", **settings)
         assert process.returncode == 0, process.stderr
-        return [line.split()[1] for line in process.stdout.splitlines() if " seed " in line]
+        assert ("(~:" in process.stdout) == ("~" in process.stdout.replace("(~:", ""))
+        lines = [line for line in process.stdout.splitlines() if " seed " in line]
+        return [line.split(maxsplit=1)[1].partition("  ")[0] for line in lines]
 
     assert hours() == ["?"]
     write_run(repo.runs / "short", 300, 3000)
     assert hours() == ["?"]  # of 300 steps: no measure
     write_run(repo.root / "results" / "runs" / "a", 10_000, 1000)
     write_run(repo.root / "results" / "runs" / "b", 10_000, 3000)
-    assert hours(ENVS="DI ODE") == ["~2.00", "~2.00"]  # ODE like DI
+    assert hours(ENVS="DI ODE") == ["~2.0 h", "~2.0 h"]  # ODE like DI
     write_run(repo.root / "results" / "runs" / "c", 10_000, 4000, task="ODE")
-    assert hours(ENVS="DI ODE") == ["~2.00", "~4.00"]
+    assert hours(ENVS="DI ODE") == ["~2.0 h", "~4.0 h"]
     write_run(repo.runs / "long", 10_000, 500)
-    assert hours(ENVS="DI ODE") == ["0.50", "~4.00"]
+    assert hours(ENVS="DI ODE") == ["30 min", "~4.0 h"]
     assert hours(METHODS="HyperZero") == ["?"]
     assert "no run of HyperZero has 5,000 steps" in repo(DRY="1", METHODS="HyperZero").stdout
     process = repo(DRY="1", STEPS="36000", METHODS="DR HyperZero", SEEDS="1 2")
@@ -844,6 +875,14 @@ def test_every_methods_flags_make_that_method(method):
     json.dumps(jobs)
 
 
+def test_a_flag_that_a_task_does_not_take_is_refused_before_the_start(capsys):
+    env = {"ENVS": "DI ODE", "METHODS": "DR", "SEEDS": "1", "FLAGS": "--learning-starts 100"}
+    with pytest.raises(SystemExit) as stop:
+        plan.jobs(env)
+    assert stop.value.code == 2 and "ODE" in capsys.readouterr().err
+    assert len(plan.jobs(env | {"ENVS": "DI"})) == 1
+
+
 def test_the_default_is_the_whole_benchmark():
     jobs = plan.jobs({"SEEDS": "1"})
     tasks = list(dict.fromkeys(job["task"] for job in jobs))
@@ -911,4 +950,4 @@ def test_ctrl_c_stops_our_grid_with_checkpoints(tmp_path):
     assert process.wait(timeout=120) == 130
     assert len(list((tmp_path / "runs").glob("*/checkpoint.pt"))) == 2  # and seed 3 has not begun
     text = (tmp_path / "out").read_text()
-    assert text.count("STOPPED") == 3 and text.count("--resume") >= 2 and text.count("not started") == 1
+    assert text.count("STOPPED") == 2 and text.count("--resume") >= 2 and text.count("not started") == 1

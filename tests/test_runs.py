@@ -762,7 +762,8 @@ def test_eval_only_in_one_context_with_a_video(copy_of):
     out, _ = run("dmash_sac.py", *flags, "--capture-video", "--flip-at", 60, cwd=directory.parent)
     first, second = out.splitlines()
     assert re.fullmatch(r"mass 1.3, actuators reversed: return [\d.]+, from [\d.]+ to [\d.]+ in 3 episodes", first)
-    assert second == f"video: {directory / 'video.gif'}"
+    flipped = re.fullmatch(r"video: (.*), flipped at step 60: return (\d+) before, (\d+) after", second)
+    assert flipped[1] == str(directory / "video.gif")
     frames = imageio.mimread(directory / "video.gif", memtest=False)
     assert len(frames) > 50 and frames[0].shape[:2] == (292, 320)
     assert (directory / "video.gif").stat().st_size < 1_000_000
@@ -777,10 +778,25 @@ def red(frame, left=0):
 def test_the_film_says_when_actuators_are_reversed():
     agent = type("Still", (), {"window_size": 24, "act": lambda self, obs, history: np.zeros((len(obs), 2))})()
     envs = aib_envs.make_vec("DI", aib_envs.modes("DI"), render_mode="rgb_array")
-    frames = aib_run.film(envs, agent, flip_at=40)
+    rewards = []
+    frames = aib_run.film(envs, agent, flip_at=40, rewards=rewards)
+    assert rewards[0].shape == (2, 100)
     assert len(frames) == 100 and frames[0].shape == (292, 640, 3) and frames[0].dtype == np.uint8
     assert [red(frame) for frame in frames] == [t < 40 for t in range(100)]  # the left one begins reversed
     assert [red(frame, 320) for frame in frames] == [t >= 40 for t in range(100)]
+
+
+def test_returns_around_a_flip_in_words():
+    rewards = np.array([[1.0] * 4 + [2.0] * 6, [0.0] * 10])
+    assert aib_run._around_flip(rewards, 4) == ", flipped at step 4: return 4 and 0 before, 12 and 0 after"
+    assert aib_run._around_flip(rewards, None) == ""
+
+
+def test_a_wrong_number_gets_a_short_line(capsys):
+    with pytest.raises(SystemExit):
+        aib_run.parse_args(aib_run.Args, ["--total-timesteps", "1e5"])
+    line = one_line(capsys)
+    assert "--total-timesteps" in line and "1e5" in line and len(line) < 150
 
 
 def test_contexts_in_words():
@@ -831,10 +847,15 @@ MORE = "--resume {d} --total-timesteps 600"
 @pytest.mark.parametrize(
     ("prepare", "flags", "named"),
     [
-        (None, "--resume nowhere", "nowhere/config.json"),
+        (None, "--resume nowhere", "nowhere is no run's directory (no config.json)"),
         (lambda d: (d / "config.json").unlink(), "--resume {d}", "config.json"),
         (lambda d: damage(d / "config.json"), "--resume {d}", "config.json"),
-        (lambda d: edit(d / "config.json", script="dr_sac.py"), "--resume {d}", "dr_sac.py"),
+        (
+            lambda d: edit(d / "config.json", script="dr_sac.py"),
+            "--resume {d}",
+            f": python {ROOT}/dr_sac.py --resume {{d}}",
+        ),
+        (lambda d: edit(d / "config.json", script="a.py"), "--resume {d}", "is a run of a.py, not of dmash_sac.py"),
         (lambda d: edit(d / "config.json", args=3), "--resume {d}", "config.json"),
         (lambda d: (d / "config.json").write_text("[]"), "--resume {d}", "no run's config"),
         (lambda d: (d / "config.json").write_text("{}"), "--eval-only {d}", "no run's config"),
@@ -885,6 +906,8 @@ MORE = "--resume {d} --total-timesteps 600"
         (None, "--flip-at 10 --capture-video --env-id ODE", "--flip-at"),
         (None, "--buffer-size 4000000000", "allocate"),
         (None, "--eval-every 0", "--eval-every"),
+        (None, "--env-id ODE --learning-starts 199", "at least 200: ODE's episode"),
+        (None, "--env-id ODE --buffer-size 199", "at least 200: ODE's episode"),
         (None, "--run-dir /dev/null/x", "/dev/null"),
     ],
 )

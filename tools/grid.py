@@ -6,6 +6,7 @@ each task of which comes back here ("array") and runs one job.
 
 import contextlib
 import json
+import math
 import os
 import re
 import shlex
@@ -24,6 +25,7 @@ from tools.plan import refuse  # noqa: E402
 
 ELSEWHERE = 75  # exit code of a Slurm task whose run is in use
 REQUEUES = 3  # of a Slurm task, at most
+STARTED = "--- started "  # begins the line in a log that a run's output follows
 PATIENCE = 120  # seconds that a requeued task waits for its own lock, which a file server keeps a while after a crash
 
 
@@ -108,6 +110,9 @@ def start(settings, job, **options):
         if row.status == "done":
             return None
         script, *flags = row.command(settings.run_dir)
+        command = shlex.join([script, *flags])
+        log.write("\n" * bool(log.tell()) + f"{STARTED}{time.strftime('%Y-%m-%d %H:%M:%S')}: {command}\n")
+        log.flush()
         options |= {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": log, "pass_fds": [locked.fileno()]}
         return subprocess.Popen([settings.python, str(ROOT / script), *flags], **options)
 
@@ -131,6 +136,8 @@ class Local:
         self.settings, self.rows = settings, rows
         self.running = []  # [(job, process)]
         self.failures = {}  # {name of a run: why it has failed}
+        self.started = set()  # names of runs
+        self.busy = set()  # those that another process had
         self.stopped = False
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -167,6 +174,7 @@ class Local:
             self.ended(job, 1, str(error))
         else:
             if process:
+                self.started.add(plan.name_of(job))
                 self.running.append((job, process))
                 if self.stopped:  # in just this moment
                     process.terminate()
@@ -180,8 +188,9 @@ class Local:
         if row.status == "done":
             text = f"{row.name}: {scores(row)}"
         elif code == ELSEWHERE:
+            self.busy.add(row.name)
             text = f"{row.name}: another process runs it"
-        elif self.stopped:
+        elif self.stopped and code in (128 + signal.SIGINT, 128 + signal.SIGTERM):
             text = f"{row.name}: stopped"
         else:
             self.failures[row.name] = reason or why(code, self.settings.log_of(job))
@@ -194,9 +203,14 @@ class Local:
         known = [hour for hour in hours if hour is not None]
         if self.stopped or not known:
             return ""
-        text = f", about {max(sum(known) / self.settings.jobs, max(known)):.1f} hours left"
+        text = f", about {duration(max(sum(known) / self.settings.jobs, max(known)), 'hours', 'minutes')} left"
         unknown = len(hours) - len(known)
         return text + (f", and {unknown} runs of unknown speed" if unknown else "")
+
+
+def duration(hours, long="h", short="min"):
+    """In hours, or below one in minutes."""
+    return f"{hours:.1f} {long}" if hours >= 1 else f"{math.ceil(60 * hours)} {short}"
 
 
 def scores(row):
@@ -223,11 +237,13 @@ def why(code, log):
 
 
 def last_line(log):
-    """What a run has said last."""
+    """What a run has said since it was started last."""
     try:
         lines = re.split(r"[\r\n]+", log.read_text(errors="replace"))
     except OSError as error:
         return error.strerror
+    starts = [number for number, line in enumerate(lines) if line.startswith(STARTED)]
+    lines = lines[starts[-1] + 1 :] if starts else lines
     return next((line.strip() for line in reversed(lines) if line.strip()), "it has said nothing")
 
 
@@ -240,9 +256,14 @@ def print_result(settings, rows, local):
             say(f"done    {row.name}: {scores(row)}")
         elif row.status == "running":
             say(f"RUNNING {row.name}: elsewhere")
+        elif row.name in local.failures:
+            say(f"FAILED  {row.name}: {local.failures[row.name]} ({log})")
+        elif row.name in local.started:
+            say(f"STOPPED {row.name}: {last_line(log)} ({log})")
+        elif local.stopped and row.name not in local.busy:
+            say(f"WAITING {row.name}: not started")
         else:
-            reason = local.failures.get(row.name) or (last_line(log) if log.exists() else "not started")
-            say(f"{'STOPPED' if local.stopped else 'FAILED'}  {row.name}: {reason} ({log})")
+            say(f"FAILED  {row.name}: in another process: {last_line(log)} ({log})")
     if local.stopped:
         return 130
     return 0 if all(row.status == "done" for row in rows) else 1
@@ -334,15 +355,15 @@ class SlurmTask:
 # ------------------------------------------------------------- Main --------------------------------------------------
 
 
-def print_plan(settings, rows):
+def print_plan(settings, rows, runs):
     counts = {status: sum(row.status == status for row in rows) for status in ("new", "resume", "done", "running")}
     for row in rows:
-        hours = "?" if row.hours is None else f"{'~' if row.estimated else ''}{row.hours:.2f}"
+        hours = "?" if row.hours is None else f"{'~' if row.estimated else ''}{duration(row.hours)}"
         command = shlex.join(row.command(settings.run_dir))
-        say("{:<7} {:>8} h  {task:<15} {method:<12} seed {seed:<3} {}".format(row.status, hours, command, **row.job))
+        say("{:<7} {:>8}  {task:<15} {method:<12} seed {seed:<3} {}".format(row.status, hours, command, **row.job))
     hours = [row.hours for row in rows]
     text = f"{counts['new']} new, {counts['resume']} to resume, {counts['done']} done"
-    text += f": {sum(hour or 0 for hour in hours):.1f} core-hours"
+    text += f": {duration(sum(hour or 0 for hour in hours), 'core-hours', 'core-minutes')}"
     if counts["running"]:
         text += f", {counts['running']} running elsewhere"
     if None in hours:
@@ -354,7 +375,11 @@ def print_plan(settings, rows):
     say(text)
     unknown = dict.fromkeys(row.job["method"] for row in rows if row.hours is None)
     if unknown:
-        say(f"? h: no run of {', '.join(unknown)} has {plan.FEWEST_STEPS:,} steps yet; shorter ones are no measure")
+        say(f"?: no run of {', '.join(unknown)} has {plan.FEWEST_STEPS:,} steps yet; shorter ones are no measure")
+    others, flags = plan.with_other_settings(jobs=[row.job for row in rows], runs=runs)
+    if others:
+        words = "1 run here has" if others == 1 else f"{others} runs here have"
+        say(f"note: {words} other settings ({', '.join(flags)}) and {'is' if others == 1 else 'are'} left alone")
     scripts = {row.job["method"]: row.job["script"] for row in rows}
     for method, number in plan.of_another_version(rows).items():
         runs = "1 run that is done is" if number == 1 else f"{number} runs that are done are"
@@ -375,8 +400,9 @@ def main(arguments):
         return subprocess.run([settings.python, str(ROOT / "tools" / "plan.py")], check=False).returncode
 
     jobs = planned(settings)
-    rows = plan.look(jobs, plan.read_runs(settings.run_dir))
-    print_plan(settings, rows)
+    runs = plan.read_runs(settings.run_dir)
+    rows = plan.look(jobs, runs)
+    print_plan(settings, rows, runs)
     todo = [row for row in rows if row.status in ("new", "resume")]
     if settings.dry:
         if todo and settings.runner == "slurm":

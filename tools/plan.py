@@ -334,6 +334,10 @@ class Speeds:
         return None, False
 
 
+def name_of(job):
+    return "{task} {method} seed {seed}".format(**job)
+
+
 @dataclass
 class Row:
     """A job and how far it is."""
@@ -346,7 +350,7 @@ class Row:
 
     @property
     def name(self):
-        return "{task} {method} seed {seed}".format(**self.job)
+        return name_of(self.job)
 
     def command(self, run_dir):
         """Script, from the project's root, and flags."""
@@ -391,6 +395,21 @@ def look(planned, runs, probe=True):
         speed, estimated = speeds.of(job["method"], job["script"], job["task"]) if left else (0, False)
         rows.append(Row(job, status, None if speed is None else left * speed / 3600, estimated, run))
     return rows
+
+
+def with_other_settings(jobs, runs):
+    """How many runs have method, task and seed of a job, but other settings, and which flags those are."""
+    asked = {(job["method"], job["task"], job["seed"]): job for job in jobs}
+    number, flags = 0, {}
+    for run in runs:
+        job = asked.get((run.method, run.task, run.args.get("seed")))
+        if job:
+            own = identity(job["method"], job["args"], job["defaults"])
+            found = identity(run.method, run.args, job["defaults"])
+            number += found != own
+            names = sorted(own.keys() | found.keys())
+            flags |= {"--" + x.replace("_", "-"): 0 for x in names if own.get(x) != found.get(x)}
+    return number, list(flags)
 
 
 def of_another_version(rows):
