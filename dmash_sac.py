@@ -446,8 +446,6 @@ def make_agent(args, envs):
 def train(args):
     torch.manual_seed(args.seed)
     steps = aib_envs.get_task(args.env_id).steps
-    if min(args.learning_starts, args.buffer_size) < steps:
-        aib_run.fail(f"--learning-starts and --buffer-size must be at least {steps}: {args.env_id}'s episode")
     envs = make_envs(args, aib_envs.context_set(args.env_id, "train"))
     eval_envs = make_envs(args, aib_envs.eval_contexts(args.env_id))
     n = envs.num_envs

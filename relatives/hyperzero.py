@@ -485,8 +485,6 @@ def train(args):
     torch.manual_seed(args.seed)
     method = method_name(args)
     task = aib_envs.get_task(args.env_id)
-    if min(args.learning_starts, args.buffer_size) < task.steps:
-        aib_run.fail(f"--learning-starts and --buffer-size must be at least {task.steps}: {args.env_id}'s episode")
     device = aib_run.device(args)
     contexts = aib_envs.context_set(args.env_id, "train")
     n = len(contexts)

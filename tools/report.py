@@ -27,6 +27,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 import aib_envs
+import plan
 import stats
 from methods import METHODS
 
@@ -42,12 +43,8 @@ SETS = (*SPLITS, "all sets")
 OURS = "DMA*-SH"
 LABELS = [method.label for method in METHODS.values()]
 MAIN = ["DR", "Concat", "DA", "DMA", "DMA-Pearl", "DMA*", OURS, "RSAC"]  # in the overview
-# All methods of this repository. Every other one is the reader's own, with a row in tools/methods.py or without.
-PUBLISHED = [*MAIN, "RSAC-H", "RSAC-H-biasinit", "Concat-scaled", "DA-scaled", "DMA*-nomask", "DMA*-nonorm"]
-PUBLISHED += ["DMA*-H", "DMA*-H-RLonly", "DMA-SH", "DMA*-SH-nomask", "DMA*-SH-nonorm"]
-PUBLISHED += ["DMA*-SH-nodetach-critic", "DMA*-SH-nodetach-actor", "DMA*-SH-nodetach-critic-nodetach-actor"]
-PUBLISHED += ["HyperZero", "HyperZero-noQ", "HyperZero-noTD", "MLP", "UVFA", "HyperDynamics", "HyperDynamics-global"]
-PUBLISHED += ["HyperDynamics-concat", "HyperDynamics-recurrent", "HyperDynamics-expert"]
+# Methods that have results here. Every other one is the reader's own, with a row in tools/methods.py or without.
+PUBLISHED = {path.name.split("__")[1].replace("DMAstar", "DMA*") for path in RESULTS.glob("*/*__*__*")} | {*MAIN}
 RIVALS = [OURS, "DMA*", "Concat", "DR"]  # the methods that the reader's own ones are compared with
 KINDS = {"non-overlapping": False, "overlapping": True}  # can one policy act well in all contexts?
 # The tasks of the paper's aggregates.
@@ -1207,19 +1204,16 @@ def tell(problems):
 # ------------------------------------------------------- Collecting ---------------------------------------------------
 
 
-def identity(config):
-    """What two copies of the same run have in common."""
-    args = {name: value for name, value in config["args"].items() if name not in FREE - {"seed", "env_id"}}
-    return config.get("run"), config.get("script"), config["method"], args
-
-
 def place(directory, name, config):
     """Where the copy of a run goes: over an older copy of it, and never over another run."""
     for number in itertools.count(1):
         path = directory / (name if number == 1 else f"{name}-{number}")
         if not (path / "config.json").exists():
             return path
-        if identity(json.loads((path / "config.json").read_text())) == identity(config):
+        there = json.loads((path / "config.json").read_text())
+        length = {"total_timesteps": config["args"].get("total_timesteps")}  # an extended run takes the place of itself
+        older = there | {"args": there["args"] | length}
+        if older.get("run") == config.get("run") and plan.same_run(older, config):
             return path
 
 
