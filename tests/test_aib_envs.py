@@ -1002,6 +1002,8 @@ def test_osmesa_where_there_is_no_egl():
 
 
 def test_training_starts_no_opengl():
+    if not Path("/proc/self/maps").exists():
+        pytest.skip("there is no /proc here, which says what a program has loaded")
     program = """
         import warnings
         warnings.simplefilter("error")
@@ -1030,6 +1032,7 @@ TRAIN_A_LITTLE = "--env-id Cart --total-timesteps 5 --learning-starts 200 --eval
 
 
 def test_the_task_of_the_page_trains_and_is_filmed_without_a_word_of_others(tmp_path):
+    pytest.importorskip("torch")
     page = (ROOT / "docs" / "extending.md").read_text()
     (code,) = [part.split("```")[0] for part in page.split("```python\n") if "class CartEnv" in part.split("```")[0]]
     (tmp_path / "cart_tasks.py").write_text(code)
