@@ -53,21 +53,22 @@ FORMAT = 3  # of checkpoint.pt
 
 class Bounds(typing.NamedTuple):
     """What a number on the command line may be. It stands at the field that needs it:
-    `beta: Annotated[float, aib_run.Bounds(0, 10)] = 0.4`."""
+    `beta: Annotated[float, aib_run.Bounds(0, 10)] = 0.4`. `low` None: the steps of the task's episode."""
 
-    low: float
+    low: float | None
     high: float
 
 
 Fraction = typing.Annotated[float, Bounds(0, 1)]
 Count = typing.Annotated[int, Bounds(1, 2**32 - 1)]
+EpisodeOrMore = typing.Annotated[int, Bounds(None, 2**32 - 1)]
 Seed = typing.Annotated[int, Bounds(0, 2**32 - 1)]
 
 
 # What may be given anew with --resume and --eval-only: it is about this call, or does not change what is learned.
 NOT_SAVED = {"resume", "eval_only", "context"}
 FREE = NOT_SAVED | {"total_timesteps", "eval_rollouts", "cuda", "cuda_graph", "keep_checkpoint"}
-FREE |= {"capture_video", "flip_at", "track"}
+FREE |= {"eval_every", "capture_video", "flip_at", "track"}
 
 
 @dataclasses.dataclass
@@ -220,17 +221,14 @@ def parse_args(cls, argv=None, description=None):
 
 def check_args(args):
     """Fills in what depends on the task. Ends the program with one line where the arguments do not go together."""
-    _check_bounds(args)
     try:
         task = aib_envs.get_task(args.env_id)
         args.context = read_context(args.env_id, args.context)
     except ValueError as error:
         fail(error)
+    _check_bounds(args, task)
     if args.total_timesteps is None:
         args.total_timesteps = task.total_timesteps
-    lengths = [getattr(args, name, task.steps) for name in ("learning_starts", "buffer_size")]
-    if min(lengths) < task.steps:
-        fail(f"--learning-starts and --buffer-size must be at least {task.steps}: {args.env_id}'s episode")
     if args.flip_at:
         if not args.capture_video:
             fail("--flip-at needs --capture-video")
@@ -242,16 +240,19 @@ def check_args(args):
         fail("--track needs Weights & Biases: pip install wandb")
 
 
-def _check_bounds(args, prefix=""):
+def _check_bounds(args, task, prefix=""):
     """Ends the program with one line if a number is outside the `Bounds` of its field."""
     for name, hint in typing.get_type_hints(type(args), include_extras=True).items():
         value = getattr(args, name)
         if dataclasses.is_dataclass(value):
-            _check_bounds(value, f"{prefix}{name}.")
+            _check_bounds(value, task, f"{prefix}{name}.")
         for part in (hint, *typing.get_args(hint)):  # Count, or the Count in Count | None
             for bounds in getattr(part, "__metadata__", ()):
-                if isinstance(bounds, Bounds) and value is not None and not bounds.low <= value <= bounds.high:
-                    fail(f"{flag(prefix + name)} must be from {bounds.low} to {bounds.high}; got {value}")
+                if isinstance(bounds, Bounds) and value is not None:
+                    low = task.steps if bounds.low is None else bounds.low
+                    if not low <= value <= bounds.high:
+                        why = " (an episode)" if bounds.low is None else ""
+                        fail(f"{flag(prefix + name)} must be from {low}{why} to {bounds.high}; got {value}")
 
 
 def read_context(env_id, pairs):

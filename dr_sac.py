@@ -20,8 +20,8 @@ import aib_run
 
 @dataclass
 class Args(aib_run.Args):  # --env-id, --seed, --total-timesteps, --resume, ... stand in aib_run.py
-    learning_starts: aib_run.Count = 5_000  # steps with random actions that come before the first gradient step
-    buffer_size: aib_run.Count = 100_000  # transitions per context in the replay buffer
+    learning_starts: aib_run.EpisodeOrMore = 5_000  # steps with random actions that come before the first gradient step
+    buffer_size: aib_run.EpisodeOrMore = 100_000  # transitions per context in the replay buffer
     batch_size: aib_run.Count = 256  # transitions per gradient step
     gamma: aib_run.Fraction = 0.99  # discount factor
     tau: aib_run.Fraction = 0.005  # smoothing coefficient of the target networks

@@ -25,8 +25,8 @@ import aib_run
 class Args(aib_run.Args):  # --env-id, --seed, --run-dir, --resume, ... stand in aib_run.py
     total_timesteps: aib_run.Count | None = 10_000  # vector steps (one in every context) with MPC
     eval_every: aib_run.Count = 2_500  # steps between evaluations with 1 rollout per context
-    learning_starts: aib_run.Count = 2_000  # vector steps with random actions that come first, in whole episodes
-    buffer_size: aib_run.Count = 100_000  # transitions per context in the replay buffer
+    learning_starts: aib_run.EpisodeOrMore = 2_000  # random vector steps that come first, in whole episodes
+    buffer_size: aib_run.EpisodeOrMore = 100_000  # transitions per context in the replay buffer
     batch_size: aib_run.Count = 128  # transitions per gradient step (of each expert)
     lr: aib_run.Fraction = 1e-3  # learning rate
     updates_per_round: aib_run.Count = 2_000  # gradient steps after each episode, the random ones included

@@ -25,13 +25,13 @@ import aib_speed  # noqa: F401 (it adds tasks whose reward depends on the contex
 
 @dataclass
 class Args(aib_run.Args):  # --env-id, --seed, --run-dir, --resume, ... stand in aib_run.py
-    free = aib_run.FREE - {"total_timesteps"}  # stage 2 begins where stage 1 ends, so it cannot be extended
+    free = aib_run.FREE - {"total_timesteps"} | {"eval_epochs"}  # stage 2 begins where stage 1 ends: never extended
 
     total_timesteps: aib_run.Count | None = None  # stage 1: vector steps (one of every expert); default: the task's own
     eval_every: aib_run.Count = 5_000  # stage 1: steps between evaluations of the experts with 1 rollout
     keep_checkpoint: bool = False  # keep the checkpoint of a finished run (which cannot be extended)
-    learning_starts: aib_run.Count = 5_000  # stage 1: vector steps with random actions before the first gradient step
-    buffer_size: aib_run.Count = 100_000  # stage 1: transitions per expert in the replay buffer
+    learning_starts: aib_run.EpisodeOrMore = 5_000  # stage 1: random vector steps before the first gradient step
+    buffer_size: aib_run.EpisodeOrMore = 100_000  # stage 1: transitions per expert in the replay buffer
     batch_size: aib_run.Count = 256  # stage 1: transitions of each expert per gradient step
     gamma: aib_run.Fraction = 0.99  # discount factor
     tau: aib_run.Fraction = 0.01  # stage 1: smoothing coefficient of the target networks

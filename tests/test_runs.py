@@ -336,12 +336,15 @@ def test_bounds_stand_at_the_field(capsys):
     class Bounded(aib_run.Args):
         beta: typing.Annotated[float, aib_run.Bounds(0, 10)] = 5.0
         free: float = 100.0
+        warm: aib_run.EpisodeOrMore = 1000
         inner: Inner = dataclasses.field(default_factory=Inner)
 
     assert aib_run.parse_args(Bounded, ["--beta", "9", "--free", "-3", "--inner.rate", "-1"]).free == -3
-    with pytest.raises(SystemExit) as stop:
-        aib_run.parse_args(Bounded, ["--beta", "11"])
-    assert stop.value.code == 2 and "--beta" in capsys.readouterr().err
+    assert aib_run.parse_args(Bounded, ["--env-id", "DI", "--warm", "100"]).warm == 100
+    for flags in (["--beta", "11"], ["--env-id", "DI", "--warm", "99"], ["--env-id", "ODE", "--warm", "199"]):
+        with pytest.raises(SystemExit) as stop:
+            aib_run.parse_args(Bounded, flags)
+        assert stop.value.code == 2 and flags[-2] in capsys.readouterr().err
 
 
 @pytest.fixture
@@ -906,8 +909,8 @@ MORE = "--resume {d} --total-timesteps 600"
         (None, "--flip-at 10 --capture-video --env-id ODE", "--flip-at"),
         (None, "--buffer-size 4000000000", "allocate"),
         (None, "--eval-every 0", "--eval-every"),
-        (None, "--env-id ODE --learning-starts 199", "at least 200: ODE's episode"),
-        (None, "--env-id ODE --buffer-size 199", "at least 200: ODE's episode"),
+        (None, "--env-id ODE --learning-starts 199", "--learning-starts"),
+        (None, "--env-id ODE --buffer-size 199", "--buffer-size"),
         (None, "--run-dir /dev/null/x", "/dev/null"),
     ],
 )

@@ -26,9 +26,9 @@ sys.path.insert(0, str(ROOT))
 
 from tools.methods import METHODS  # noqa: E402
 
-# These arguments decide neither what is learned nor what is measured.
+# These arguments decide neither what is learned nor what the last evaluation measures.
 NOT_COUNTED = {"run_dir", "resume", "eval_only", "context", "cuda", "cuda_graph", "keep_checkpoint"}
-NOT_COUNTED |= {"capture_video", "flip_at", "track"}
+NOT_COUNTED |= {"eval_every", "eval_epochs", "capture_video", "flip_at", "track"}
 # With hyperzero.py's --dataset these are the data set's, whatever the command line says.
 OF_DATASET = {"total_timesteps", "learning_starts", "buffer_size", "batch_size", "gamma", "tau", "expert_lr"}
 OF_DATASET |= {"noise_steps", "rollouts"}

@@ -53,9 +53,8 @@ BENCHMARK += ["BallInCup", "Walker", "WalkerGym", "HopperGym"]
 # Names in paper_results.json.
 PAPER_KINDS = {"non-overlapping": "non_overlap", "overlapping": "overlap", "all": "all"}
 PAPER_SETS = {"train": "train", "eval-out": "eval_out", "all sets": "aggregated"}
-# Flags that may differ between runs that are put together: they do not change what is learned.
-FREE = {"seed", "env_id", "total_timesteps", "run_dir", "resume", "eval_only", "context", "dataset", "cuda", "track"}
-FREE |= {"cuda_graph", "keep_checkpoint", "capture_video", "flip_at", "eval_every", "eval_epochs"}
+# Flags that tell no runs apart: they change nothing, or stand in the tables.
+FREE = plan.NOT_COUNTED | {"env_id", "seed", "total_timesteps", "dataset"}
 # Flags of many scripts that should be the same for all methods of a task, as the published runs have them.
 DEFAULTS = {"learning_starts": 5000, "buffer_size": 100_000, "batch_size": 256, "gamma": 0.99, "tau": 0.005}
 DEFAULTS |= {"policy_lr": 3e-4, "q_lr": 1e-3, "dynamics_lr": 3e-4, "eval_rollouts": 10}
