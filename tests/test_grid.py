@@ -376,7 +376,7 @@ def test_runs_what_is_left_and_says_how_it_goes(repo):
     assert names == {path.name for path in repo.runs.iterdir()} and len(runs_in(repo.runs)) == 3
     third = repo(**settings)
     assert third.returncode == 0 and "nothing to do" in third.stdout
-    for other in ({"STEPS": "90"}, {"FLAGS": "--eval-every 5"}, {"ENVS": "ODE"}, {"SEEDS": "4"}):
+    for other in ({"STEPS": "90"}, {"FLAGS": "--broken 3"}, {"ENVS": "ODE"}, {"SEEDS": "4"}):
         assert {s[0] for s in statuses(repo(DRY="1", **settings | other))} == {"new"}
     assert "have other settings" not in third.stdout
     told = repo(DRY="1", **settings | {"STEPS": "90"}).stdout
