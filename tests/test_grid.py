@@ -381,7 +381,7 @@ def test_runs_what_is_left_and_says_how_it_goes(repo):
     assert "have other settings" not in third.stdout
     told = repo(DRY="1", **settings | {"STEPS": "90"}).stdout
     assert "note: 3 runs here have other settings (--total-timesteps) and are left alone\n" in told
-    assert "1 run here has other settings (--eval-every)" in repo(DRY="1", FLAGS="--eval-every 5", SEEDS="2").stdout
+    assert "1 run here has other settings (--crash)" in repo(DRY="1", FLAGS="--crash 9", SEEDS="2").stdout
 
 
 def test_a_killed_run_does_not_take_others_with_it(repo):
