@@ -23,6 +23,7 @@ import re
 import sys
 import warnings
 import weakref
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -94,6 +95,7 @@ class Task:
     overlap: bool  # can one policy that does not know the context act well in all of them?
     total_timesteps: int  # vector steps of training
     bounds: tuple[float, float]  # returns that 0 and 1 stand for in scaled scores
+    contexts: Callable | None = None  # contexts(split) -> its own 20; None: those of `context_set`
 
     def __post_init__(self):
         keys = [dimension.key for dimension in self.dimensions]
@@ -143,11 +145,25 @@ def _unknown(kind, name, allowed):
 
 
 def get_task(env_id):
-    """The `Task` called `env_id` ("Cheetah", "ODE-5", ...). Raises ValueError that names what is
-    allowed."""
-    if env_id not in list(TASKS):
-        raise _unknown("task", env_id, TASKS)
-    return TASKS[env_id]
+    """The `Task` called `env_id` ("Cheetah", "ODE-5", ...). Of "module:Task" the module is imported
+    first, as gymnasium.make does; it adds its tasks to `TASKS`. Raises ValueError that names what
+    is allowed."""
+    module, colon, name = str(env_id).rpartition(":")
+    if colon:
+        try:
+            importlib.import_module(module)
+        except Exception as error:  # it may do anything
+            reason = f"{type(error).__name__}: {error}".partition("\n")[0]
+            need = "the name of a module that Python can import"
+            raise ValueError(f"task {env_id!r} needs {need} before the colon ({reason})") from error
+    if name not in TASKS:
+        raise _unknown("task", name, TASKS)
+    return TASKS[name]
+
+
+def task_name(env_id):
+    """The task's own name: "Cart" of "cart_tasks:Cart", "DI" of "DI"."""
+    return env_id.rpartition(":")[2]
 
 
 def complete_context(env_id, context=None):
@@ -189,10 +205,13 @@ def context_set(env_id, split):
     """The 20 contexts (list of dicts) of `split`, one of "train", "eval-in", "eval-out". They
     depend on nothing else. Up to two dimensions: 20 evenly spaced rows of the product grid in
     lexicographic order. More (ODE-k): sorted draws, independent in each dimension, from a fixed
-    generator."""
-    dimensions = get_task(env_id).dimensions
+    generator. A task with `contexts` has its own."""
+    task = get_task(env_id)
+    dimensions = task.dimensions
     if split not in SPLITS:
         raise _unknown("split", split, SPLITS)
+    if task.contexts:
+        return task.contexts(split)
     points = [_points(dimension, split) for dimension in dimensions]
     if len(points) <= 2:
         grid = list(itertools.product(*points))
@@ -218,10 +237,12 @@ def context_vector(env_id, context, scaled=False):
 
 
 def modes(env_id):
-    """One context per value of the task's binary dimension, all else at its defaults; [{}]
-    without one."""
+    """One context per value of the task's binary dimension, all else at its defaults; per
+    combination of values where it has several such dimensions, and [{}] where it has none."""
     binary = [dimension for dimension in get_task(env_id).dimensions if dimension.values]
-    return [{dimension.key: value} for dimension in binary for value in dimension.values] or [{}]
+    keys = [dimension.key for dimension in binary]
+    rows = itertools.product(*(dimension.values for dimension in binary))
+    return [dict(zip(keys, row, strict=True)) for row in rows]
 
 
 # Environments -----------------------------------------------------------------------------------
@@ -654,7 +675,8 @@ def make_vec(env_id, contexts, **options):
     and never resets itself. `options` go to gymnasium.make. `infos["diverged"]` [n] tells which
     simulations have diverged in this episode."""
     get_task(env_id)
-    make = functools.partial(gym.make, f"AIB/{env_id}-v0", disable_env_checker=True, **options)
+    name = f"AIB/{task_name(env_id)}-v0"
+    make = functools.partial(gym.make, name, disable_env_checker=True, **options)
     makers = [functools.partial(make, context=context) for context in contexts]
     return gym.vector.SyncVectorEnv(makers, autoreset_mode=gym.vector.AutoresetMode.DISABLED)
 

@@ -77,7 +77,7 @@ class Args:
 
     free = FREE
 
-    env_id: str = "DI"  # the task: DI, DI-Friction, DI-Perm, ODE, Cartpole, Cheetah, Reacher-E, ... (docs/benchmark.md)
+    env_id: str = "DI"  # the task: DI, ODE, Cartpole, Cheetah, ... (docs/benchmark.md), or module:Task of your own file
     seed: Seed = 1  # seed of the run
     total_timesteps: Count | None = None  # vector steps (one in every context) = gradient steps; default: the task's
     cuda: bool = True  # use a GPU if there is one
@@ -612,7 +612,8 @@ class Run:
     def _create(self, method):
         """Makes and locks a new directory, which has its config.json from its first moment."""
         args = self.args
-        name = f"{args.env_id}__{method}__{args.seed}__{time.time_ns() // 1_000_000}"
+        task = aib_envs.task_name(args.env_id)
+        name = f"{task}__{method}__{args.seed}__{time.time_ns() // 1_000_000}"
         self.config = {"run": name, "script": Path(sys.argv[0]).name, "method": method} | provenance()
         self.config["args"] = saved_args(args)
         self.directory = Path(args.run_dir) / name
@@ -878,9 +879,9 @@ class Run:
 
 
 def _modes_of(env_id, contexts):
-    """The value of the task's binary dimension in each context [n]; 0 where it has none."""
-    binary = [dimension.key for dimension in aib_envs.get_task(env_id).dimensions if dimension.values]
-    return np.array([context[binary[0]] if binary else 0 for context in contexts])
+    """Which of the task's modes each context [n] is of: its place in `aib_envs.modes`."""
+    modes = aib_envs.modes(env_id)
+    return np.array([[mode.items() <= context.items() for mode in modes].index(True) for context in contexts])
 
 
 def _optimizers(agent):
@@ -1006,9 +1007,12 @@ def evaluate_only(args, make_envs, agent, unfinished_at):
 
 
 def in_words(context):
-    """{"length": 1.1, "inversion": -1} -> "length 1.1, actuators reversed"."""
-    words = {("inversion", -1): "actuators reversed", ("inversion", 1): "actuators normal"}
-    words |= {("permutation", 1): "actuators swapped", ("permutation", 0): "actuators normal"}
+    """{"length": 1.1, "inversion": -1} -> "length 1.1, actuators reversed"; {"inversion_x": -1} -> "x reversed"."""
+    words = {("permutation", 1): "actuators swapped", ("permutation", 0): "actuators normal"}
+    for key in context:
+        if key.startswith("inversion"):
+            part = key.removeprefix("inversion").replace("_", " ").strip() or "actuators"
+            words |= {(key, -1): f"{part} reversed", (key, 1): f"{part} normal"}
     return ", ".join(words.get((key, value), f"{key} {value:g}") for key, value in context.items())
 
 
@@ -1047,9 +1051,10 @@ def _labelled(env, title, t, so_far):
     image = Image.new("RGB", (width, height + 2 * band), "white")
     image.paste(Image.fromarray(picture), (0, band))
     draw = ImageDraw.Draw(image)
-    changed = any(env.context.get(key) == value for key, value in (("inversion", -1), ("permutation", 1)))
+    context = in_words(env.context)
+    changed = "reversed" in context or "swapped" in context
     draw.rectangle((0, 0, width, band - 1), fill="#b3001b" if changed else "#e8e8e8")
-    above = f"{title or env.env_id}: {in_words(env.context)}"
+    above = f"{title or env.env_id}: {context}"
     _write_text(draw, (7, band / 2), above, width - 14, "white" if changed else "black", "lm")
     _write_text(draw, (7, height + 1.5 * band), f"step {t}", width / 2, "black", "lm")
     _write_text(draw, (width - 7, height + 1.5 * band), f"return {so_far:.0f}", width / 2, "black", "rm")

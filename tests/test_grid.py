@@ -27,7 +27,12 @@ SHORT = "--learning-starts 100 --eval-every 100 --eval-rollouts 1 --batch-size 3
 
 # ----------------------------------------------- A repository that is quick ----------------------------------------
 
-FAKE_ENVS = 'TASKS = {"DI": 0, "ODE": 0, "ODE-1": 0}\n'
+FAKE_ENVS = """
+TASKS = {"DI": 0, "ODE": 0, "ODE-1": 0}
+def get_task(env_id):
+    if env_id != "tasks:Mine":
+        raise ValueError(env_id)
+"""
 FAKE_SPEED = 'import aib_envs\nTASKS = {"Fast": 0}\naib_envs.TASKS |= TASKS\n'
 FAKE_RUN = """
 import argparse, dataclasses, fcntl, json, os, signal, sys, time
@@ -233,6 +238,7 @@ def one_line(process, name):
         ({"STEPS": None, "STEP": "300"}, "STEPS"),
         ({"ENVS": "DI OD"}, "ODE"),
         ({"ENVS": "Fast"}, "ENVS"),
+        ({"ENVS": "DI tasks:Yours"}, "tasks:Yours"),
         ({"ENVS": "Fast", "METHODS": "HyperZero DR"}, "dr_sac.py"),
         ({"METHODS": "Concat"}, "FLAGS"),  # the quick script has no such flag
         ({"FLAGS": "--gama 1"}, "FLAGS"),
@@ -311,6 +317,19 @@ def test_a_task_of_one_script_only(repo):
         ("new", "Fast", "HyperZero", 1),
         ("new", "DI", "HyperZero", 1),
     ]
+
+
+def test_a_task_of_a_module_has_its_own_name_in_tables(repo, tmp_path):
+    process = repo(ENVS="tasks:Mine DI")
+    assert process.returncode == 0, process
+    assert list(runs_in(repo.runs)) == [("tasks:Mine", "DR", 1), ("DI", "DR", 1)]
+    assert (repo.runs / "logs" / "Mine__DR__1.log").exists()
+    done = [("done", "DI", "DR", 1), ("done", "Mine", "DR", 1)]
+    assert sorted(statuses(repo(DRY="1", ENVS="tasks:Mine DI"))) == done
+
+    path = make_path(tmp_path / "bin", sbatch='printf "%s\\n" "$@"')
+    told = repo(ENVS="tasks:Mine", SEEDS="2", RUNNER="slurm", PATH=path).stdout.splitlines()
+    assert Path(repo.cwd, told[-1]).read_text().splitlines() == ["tasks:Mine DR 2"]
 
 
 def test_a_broken_script_gets_one_line(repo):

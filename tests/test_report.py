@@ -376,6 +376,16 @@ def test_a_task_that_its_script_brings_along(tmp_path, monkeypatch):
     assert not (out / "tables" / "over_tasks_1.csv").exists()
 
 
+def test_a_task_of_a_module_has_its_own_name(tmp_path):
+    make_run(tmp_path / "runs", "DR", 1, 10, env_id="relatives.aib_signs:DI-Signs")
+    make_run(tmp_path / "runs", "DR", 2, 20, env_id="relatives.aib_signs:DI-Signs")
+    edit(make_run(tmp_path / "lost", "DR", 1, 10) / "results.json", args={"env_id": "no_such_module:DI"})
+    (group,) = report.lengths(read(tmp_path / "runs")[0])
+    assert group == ("DI-Signs", 1000)
+    runs, _, problems = read(tmp_path / "lost")
+    assert not runs and len(problems) == 1 and "no_such_module" in problems[0]
+
+
 def test_flags_are_told_apart_over_tasks(tmp_path):
     make_run(tmp_path, "DR", 1, 10, flags={"gamma": 0.5})
     for env_id in ("DI-Perm", "DI-Friction"):
@@ -419,6 +429,15 @@ def test_worse_mode():
     run.returns["train"][reversed_] = 10.0
     assert run.worse_mode() == 1 / 8 and made("DI", "DR", 1, 0.1).worse_mode() is None
     assert made("DI-Friction", "DR", 1, 50).worse_mode() is None
+
+
+def test_worst_of_three_modes():
+    aib_envs.get_task("relatives.aib_signs:DI-Signs")
+    run = made("DI-Signs", "DR", 1, 80.0)
+    signs = [(c["inversion_x"], c["inversion_y"]) for c in aib_envs.context_set("DI-Signs", "train")]
+    returns = {(-1, 1): 10.0, (1, -1): 30.0, (1, 1): 40.0}
+    run.returns["train"][:] = [[returns[pair]] for pair in signs]
+    assert run.mode_returns() == [10, 30, 40] and run.worse_mode() == 1 / 4
 
 
 def test_stuck_rollouts():
@@ -612,11 +631,12 @@ def test_no_two_methods_of_a_figure_look_the_same():
     assert all(looks[method] == report.style(method) for method in report.STYLE)
 
 
-@pytest.mark.parametrize("task", ["DI", "Walker", "ODE"])
+@pytest.mark.parametrize("task", ["DI", "Walker", "ODE", "DI-Signs"])
 def test_return_in_each_context(task):
+    aib_envs.get_task("relatives.aib_signs:DI-Signs")
     figure = report.context_figure(runs_of(task, DR=[10, 20]), task)
     drawn = [y for axis in figure.axes for line in axis.lines if line.get_label() == "DR" for y in line.get_ydata()]
-    assert sorted(set(drawn)) == [5, 15] and len(drawn) == (60 if task == "DI" else 120)
+    assert sorted(set(drawn)) == [5, 15] and len(drawn) == (120 if task in ("Walker", "ODE") else 60)
     report.plt.close(figure)
 
 

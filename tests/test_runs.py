@@ -667,6 +667,13 @@ def test_returns_of_training_episodes(tmp_path):
     assert line["charts/episodic_return_worst_mode"] == 100
 
 
+def test_training_contexts_of_three_modes():
+    contexts = aib_envs.context_set("relatives.aib_signs:DI-Signs", "train")
+    found = aib_run._modes_of("relatives.aib_signs:DI-Signs", contexts)
+    signs = [(context["inversion_x"], context["inversion_y"]) for context in contexts]
+    assert len(set(found)) == len(set(signs)) == len(set(zip(found, signs, strict=True))) == 3
+
+
 class SimpleRun(aib_run.Run):
     """Only what writes lines."""
 
@@ -805,6 +812,7 @@ def test_a_wrong_number_gets_a_short_line(capsys):
 def test_contexts_in_words():
     assert aib_run.in_words({"length": 1.1, "inversion": -1}) == "length 1.1, actuators reversed"
     assert aib_run.in_words({"mass": 1.0, "permutation": 0}) == "mass 1, actuators normal"
+    assert aib_run.in_words({"inversion_x": -1, "inversion_back_leg": 1}) == "x reversed, back leg normal"
 
 
 @pytest.mark.slow

@@ -287,7 +287,7 @@ def submit(settings, rows):
     settings.make_logs()
     jobs_file = settings.logs / f"grid-{time.strftime('%Y%m%d-%H%M%S')}-{time.time_ns() % 10**9:09}.txt"
     try:
-        lines = ["{task} {method} {seed}\n".format(**row.job) for row in rows]
+        lines = ["{args[env_id]} {method} {seed}\n".format(**row.job) for row in rows]
         jobs_file.write_text("".join(lines))
     except OSError as error:
         refuse(f"RUN_DIR: cannot write {jobs_file}: {error.strerror}")
@@ -304,7 +304,7 @@ class SlurmTask:
         self.process, self.stopped, self.requeue = None, False, True
         signal.signal(signal.SIGUSR1, self.stop)  # the time limit is near
         signal.signal(signal.SIGTERM, self.stop)  # scancel, or Slurm requeues by itself
-        log = open(settings.log_of({"task": task, "method": method, "seed": seed}), "a")
+        log = open(settings.log_of({"task": plan.name_of_task(task), "method": method, "seed": seed}), "a")
         os.dup2(log.fileno(), sys.stdout.fileno())
         os.dup2(log.fileno(), sys.stderr.fileno())
 

@@ -77,6 +77,11 @@ def same_run(one, other, defaults=None):
 # --------------------------------------------------- What is asked for (jobs) ----------------------------------------
 
 
+def name_of_task(env_id):
+    """The task's own name: "Cart" of "cart_tasks:Cart"."""
+    return env_id.rpartition(":")[2]
+
+
 def words(name, text):
     """The words of a setting. None if it is not set; set but empty, as by a misspelt variable, it is refused."""
     if text is not None and not text.split():
@@ -130,6 +135,14 @@ def known_tasks(module=None):
     for value in vars(module).values() if module else ():
         known += tables.get(getattr(value, "__name__", None), ())
     return {task: task for task in known}
+
+
+def check_task(task):
+    """Refuses a module:Task that cannot be imported."""
+    try:
+        import_script("aib_envs.py").get_task(task)
+    except ValueError as error:
+        refuse(f"ENVS: {error}")
 
 
 def grids_tasks():
@@ -197,6 +210,11 @@ def jobs(env):
 
     modules = {method.name: import_script(method.script) for method in methods}
     known = {name: known_tasks(module) for name, module in modules.items()}
+    for task in tasks or ():
+        if ":" in task:  # module:Task, for every script
+            check_task(task)
+            for own in known.values():
+                own[task] = task
     tasks = pick("ENVS", tasks or grids_tasks(), {task: task for tasks in known.values() for task in tasks})
     for method in methods:
         for task in tasks:
@@ -208,7 +226,7 @@ def jobs(env):
         for method in methods:
             own = [*method.flags.split(), *(["--total-timesteps", steps] if steps else [])]
             args, defaults = parsed(method, task, seeds[0], own, flags)
-            job = {"task": task, "method": method.name, "script": method.script}
+            job = {"task": name_of_task(task), "method": method.name, "script": method.script}
             job |= {"flags": [*own, *flags], "defaults": defaults}
             planned += [{**job, "seed": seed, "args": {**args, "seed": seed}} for seed in seeds]
     return planned
@@ -230,7 +248,7 @@ class Run:
 
     @property
     def task(self):
-        return self.args["env_id"]
+        return name_of_task(self.args["env_id"])
 
     @property
     def steps(self):
@@ -357,7 +375,7 @@ class Row:
         job = self.job
         if self.run:
             return [job["script"], "--resume", str(self.run.directory), *job["flags"]]
-        start = [job["script"], "--env-id", job["task"], "--seed", str(job["seed"])]
+        start = [job["script"], "--env-id", job["args"]["env_id"], "--seed", str(job["seed"])]
         return [*start, *job["flags"], "--run-dir", str(run_dir)]
 
 

@@ -143,20 +143,19 @@ class Run:
         return self.steps / aib_envs.get_task(self.task).total_timesteps
 
     def mode_returns(self):
-        """Mean return in the training contexts of each mode [2]; [] for a task without modes."""
-        dimension = modes(self.task)
-        if not dimension:
+        """Mean return in the training contexts of each mode that they have; [] for a task without modes."""
+        if not modes(self.task):
             return []
         contexts = aib_envs.context_set(self.task, "train")
-        own = [[context[dimension.key] == value for context in contexts] for value in dimension.values]
-        return [float(self.returns["train"][rows].mean()) for rows in own]
+        own = [[mode.items() <= context.items() for context in contexts] for mode in aib_envs.modes(self.task)]
+        return [float(self.returns["train"][rows].mean()) for rows in own if any(rows)]
 
     def worse_mode(self):
-        """The return in the worse mode as a share of that in the better one; None without modes, or if the agent earns
-        next to nothing in both."""
+        """The return in the worst mode as a share of that in the best one; None without modes, or if the agent earns
+        next to nothing in all of them."""
         found = sorted(self.mode_returns())
         enough = 0.01 * aib_envs.get_task(self.task).bounds[1]
-        return found[0] / found[1] if found and found[1] >= enough else None
+        return found[0] / found[-1] if found and found[-1] >= enough else None
 
     def hours(self):
         return sum(self.metrics[-1].get("seconds", {}).values()) / 3600 if self.metrics else 0.0
@@ -284,7 +283,7 @@ def import_script(script):
 
 def know_task(task, script):
     """Makes sure that the task of a run is in aib_envs.TASKS. Raises ValueError."""
-    if task in list(aib_envs.TASKS) or not script:
+    if task in list(aib_envs.TASKS) or ":" in task or not script:
         aib_envs.get_task(task)
         return
     reason = import_script(script) or f"{script} does not bring it along"
@@ -298,9 +297,9 @@ def read_run(directory, problems):
     finished = (directory / "results.json").exists()
     results = json.loads((directory / "results.json").read_text()) if finished else {"args": config["args"]}
     args = results["args"]
-    task = args["env_id"]
     script = Path(config.get("script") or "").name
-    know_task(task, script)
+    know_task(args["env_id"], script)
+    task = aib_envs.task_name(args["env_id"])
     steps = int(args["total_timesteps"] or aib_envs.get_task(task).total_timesteps)
     metrics = read_metrics(directory / "metrics.jsonl", problems)
     run = Run(
@@ -895,12 +894,11 @@ def context_figure(runs, task):
     curve for each method over the continuous dimension. With two continuous ones: a panel for each, points."""
     dimensions = aib_envs.get_task(task).dimensions
     continuous = [dimension for dimension in dimensions if dimension.inner][:2]
-    binary = modes(task)
-    if binary:
-        shown = [(continuous[0], value) for value in binary.values]
-        titles = [f"{binary.key} {value}" for value in binary.values]
+    if modes(task):
+        shown = [(continuous[0], mode) for mode in aib_envs.modes(task)]
+        titles = [", ".join(f"{key} {value}" for key, value in mode.items()) for _, mode in shown]
     else:
-        shown = [(dimension, None) for dimension in continuous]
+        shown = [(dimension, {}) for dimension in continuous]
         titles = [dimension.key for dimension in continuous]
     groups = by_method(main_runs(runs, task))
     returns = {method: mean_in_contexts(own) for method, own in groups.items()}
@@ -909,18 +907,18 @@ def context_figure(runs, task):
     looks = styles(groups)
     figure, axes = panels(len(shown), titles, sharey=True, width=4.5)
     figure.suptitle(task)
-    for axis, (dimension, value) in zip(axes, shown, strict=True):
+    for axis, (dimension, mode) in zip(axes, shown, strict=True):
         axis.axvspan(*dimension.inner, color="#EEEEEE", linewidth=0, label="training range")
         axis.set_xlabel(dimension.key)
         for method, found in returns.items():
             points = []
             for split in SPLITS:
                 pairs = zip(aib_envs.context_set(task, split), found[split], strict=True)
-                points += [(c[dimension.key], r) for c, r in pairs if value is None or c[binary.key] == value]
+                points += [(c[dimension.key], r) for c, r in pairs if mode.items() <= c.items()]
             look = {"color": "#999999", "linestyle": "-", "marker": "."}
             if method in groups:
                 look = looks[method] | {"marker": MARKERS[rank(method)[0] % len(MARKERS)]}
-            if value is None:
+            if not mode:
                 look |= {"linestyle": "", "fillstyle": "none"}
             axis.plot(*np.array(sorted(points)).T, label=method, markersize=3, linewidth=1.2, **look)
     axes[0].set_ylabel("return")
