@@ -498,7 +498,7 @@ def _why_no_picture():
             mujoco.Renderer(mujoco.MjModel.from_xml_string("<mujoco/>"), HEIGHT, WIDTH).close()
     except Exception as error:  # OpenGL's are of many kinds
         reason = str(error).partition("\n")[0] or type(error).__name__
-        advice = "install EGL or OSMesa, and set MUJOCO_GL to egl or osmesa"
+        advice = "install EGL (Debian: apt install libegl1 libgl1) and set MUJOCO_GL=egl"
         return f"MuJoCo cannot draw here ({reason}): {advice}"
     return None
 
