@@ -1,7 +1,9 @@
-"""report_agents.py: information against closed forms, embeddings, adaptation inside an episode."""
+"""report_agents.py: information against closed forms, embeddings, wrong z, adaptation inside an episode."""
 
 import csv
+import dataclasses
 import functools
+import json
 import math
 import subprocess
 import sys
@@ -9,11 +11,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 import aib_envs
+import dma_sac
+import dmash_sac
+import dr_sac
 import hyperdynamics
 import report
 import report_agents
+import rsac
 
 ROOT = Path(__file__).parent.parent
 
@@ -175,6 +182,143 @@ def test_empty_panels_say_why():
     figure = report_agents.adaptation_figure([("DR", {"switch": np.zeros(100), "modes": [0.0, 0.0]}, {})], "DI")
     assert all(axis.texts for axis in figure.axes)
     report.plt.close(figure)
+
+
+# ---------------------------------------------------------- wrong z --------------------------------------------------
+
+
+def fresh(script, env_id):
+    """An untrained agent, in evaluation."""
+    torch.manual_seed(0)
+    args = script.Args(env_id=env_id, cuda=False)
+    make_envs = functools.partial(script.make_envs, args)
+    agent = script.make_agent(args, make_envs([{}]))
+    encoder = getattr(agent, "encoder", None)
+    trained = report_agents.Trained(script.__name__, script.method_name(args), env_id, agent, 0, make_envs)
+    trained.encoders = (encoder,) if encoder else ()
+    trained.untrained = encoder
+    return trained
+
+
+@pytest.fixture
+def short_episodes(monkeypatch):
+    for name in ("DI", "Cartpole"):
+        monkeypatch.setitem(aib_envs.TASKS, name, dataclasses.replace(aib_envs.TASKS[name], steps=12))
+
+
+TWO = [{"inversion": 1}, {"inversion": -1}]  # contexts of Cartpole, where every action changes the return
+
+
+@pytest.mark.parametrize("script", [dma_sac, dmash_sac, rsac])
+def test_a_z_that_is_not_wrong_changes_nothing(script, short_episodes):
+    trained = fresh(script, "Cartpole")
+    agent = trained.agent
+    returns, _ = aib_envs.evaluate(trained.make_envs(TWO), agent.act, agent.window_size, 1)
+    same, z = report_agents.inferred(trained, TWO)
+    test = functools.partial(report_agents.returns_with, trained, TWO, 1)
+    scale = report_agents.scale_of(z, agent.window_size, 1)
+    rows = np.array([0, 1])
+    assert np.array_equal(returns, same)
+    assert np.array_equal(returns, test(report_agents.with_noise(scale, 0)))
+    assert np.array_equal(returns, test(length=agent.window_size))
+    assert np.array_equal(returns, test(report_agents.with_z_of(z, rows)))
+    # What is wrong changes it, each in its own way.
+    assert (returns != test(report_agents.with_noise(scale, 100))).any()
+    assert (returns != test(report_agents.with_z_of(z, rows[::-1].copy()))).any()
+    assert (returns != test(length=1)).any() and (test(length=1) != test(length=0)).any()
+    # And afterwards the agent is what it was.
+    assert np.array_equal(returns, test())
+
+
+def test_noise_is_fresh_at_each_step_and_the_same_for_each_seed():
+    scale = torch.tensor([1.0, 0.0, 10.0])
+    change = report_agents.with_noise(scale, 2)
+    first, second = change(torch.zeros(20_000, 3)), change(torch.zeros(20_000, 3))
+    assert first.std(0).tolist() == pytest.approx([2, 0, 20], rel=0.03) and (first[:, 0] != second[:, 0]).all()
+    again = report_agents.with_noise(scale, 2)(torch.zeros(20_000, 3))
+    other = report_agents.with_noise(scale, 2, seed=1)(torch.zeros(20_000, 3))
+    assert torch.equal(first, again) and not torch.equal(first, other)
+
+
+def test_scale_of_z_is_that_of_the_contexts_means():
+    means = torch.tensor([[1.0, 0.0], [3.0, 0.0], [1.0, 0.0], [3.0, 0.0]])
+    noise = torch.tensor([-1.0, 1.0])[:, None, None]  # of two steps: gone in the mean
+    episode = [*torch.full((3, 4, 2), 100.0) * torch.rand(3, 4, 2), *(means + noise)]  # after three of warm-up
+    assert report_agents.scale_of(episode * 2, 3, 2).tolist() == [1, 0]
+
+
+@pytest.mark.parametrize("n", [0, 1, 3, 4])
+def test_a_short_window_is_one_that_is_not_yet_full(n):
+    whole = aib_envs.History(2, 4, 10, 1, 1)
+    young = aib_envs.History(2, 4, 10, 1, 1)
+    for t in range(4):
+        step = np.full((2, 1), t + 1.0), np.ones((2, 1)), np.ones(2), np.full((2, 1), t + 3.0), np.zeros(2, bool)
+        whole.add(*step)
+        if t >= 4 - n:
+            young.add(*step)  # it has seen these n only
+    places = np.arange(4)[None]
+    short = report_agents.ShortWindow(whole, n).window(places, with_rewards=True)
+    assert all(np.array_equal(a, b) for a, b in zip(short, young.window(places, with_rewards=True), strict=True))
+
+
+@pytest.mark.parametrize("window", [24, 128])
+def test_lengths_of_windows_show_the_encoder_twice_as_many_transitions(window):
+    places = dmash_sac.subsample(1, window, training=False).numpy()
+    lengths = report_agents.lengths_of(window)
+    seen = [int((places >= window - length).sum()) for length in lengths]
+    assert seen == {24: [0, 1, 2, 4], 128: [0, 1, 2, 4, 8, 16, 25]}[window] and lengths[-1] == window
+
+
+@pytest.mark.parametrize("env_id", ["DI", "DI-Perm", "Walker"])
+def test_partners_are_others_of_the_set_in_the_mode_asked_for(env_id):
+    mode = report_agents.mode_of(env_id)
+    contexts = aib_envs.eval_contexts(env_id)
+    for other_mode in (False, True) if mode else (False,):
+        found = report_agents.partners(env_id, other_mode)
+        assert (found // 20 == np.arange(60) // 20).all() and (found != np.arange(60)).all()
+        differs = [contexts[i].get(mode) != contexts[j].get(mode) for i, j in enumerate(found)]
+        assert set(differs) == {other_mode}
+
+
+def test_wrong_z_in_the_report(tmp_path, monkeypatch, short_episodes):
+    agents = {"seeing": fresh(dma_sac, "DI"), "blind": fresh(dr_sac, "DI")}
+    monkeypatch.setattr(report_agents, "load", lambda path: agents[path.name])
+    monkeypatch.setattr(report_agents, "add_agent", lambda *_: None)
+    monkeypatch.setattr(report_agents, "adaptation", lambda _: ({"switch": np.zeros(12), "modes": [0.0, 0.0]}, {}))
+    report_agents.report([Path(name) for name in agents], tmp_path, rollouts=2)
+    found = json.loads((tmp_path / "wrong_z.json").read_text())
+    assert set(found) == {"seeing"}
+    assert "blind" in (tmp_path / "agents.md").read_text()  # named, as one that is left out
+    assert (tmp_path / "figures" / "DI_wrong_z.png").exists()
+    own = found["seeing"]
+    assert own["noise"]["0"] == own["window"]["24"] == own["z of"]["own context"]
+    assert np.array(own["z of"]["other mode"]).shape == (60, 2)
+    rows = table(tmp_path / "tables" / "wrong_z.csv")
+    assert [row["set"] for row in rows] == list(aib_envs.SPLITS)
+    assert float(rows[2]["noise 4"]) == pytest.approx(np.mean(own["noise"]["4"][40:]), abs=0.06)
+
+
+def test_an_untrained_encoder_sees_the_same_windows(short_episodes):
+    trained = fresh(dma_sac, "DI")
+    rows, z = report_agents.embedding_rows(trained)  # here the untrained encoder is its own
+    assert z.shape[0] == 60 and z.shape[2] == 8
+    assert all(row["I(Z;S)"].split(" of ")[0] == row[report_agents.UNTRAINED] for row in rows)
+
+
+def test_the_untrained_encoder_is_always_the_same_and_not_the_agents():
+    weights = lambda encoder: torch.cat([part.flatten() for part in encoder.parameters()])
+    one, again = (report_agents.load(ROOT / "agents" / "DI__DMAstar-SH") for _ in range(2))
+    assert torch.equal(weights(one.untrained), weights(again.untrained))
+    assert not torch.equal(weights(one.untrained), weights(one.agent.encoder))
+    assert report_agents.load(ROOT / "agents" / "DI__DR").untrained is None
+
+
+@pytest.mark.parametrize("rollouts", ["0", "-1", "many"])
+def test_a_wrong_number_of_rollouts(rollouts, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["report_agents.py", "runs/none", "--rollouts", rollouts])
+    with pytest.raises(SystemExit) as error:
+        report_agents.main()
+    assert error.value.code and len(capsys.readouterr().err.splitlines()) == 1
 
 
 def table(path):

@@ -1,11 +1,13 @@
-"""What trained agents have understood: embeddings, and what happens when the actuators change inside an episode.
+"""What trained agents have understood: embeddings, what happens when z is wrong, and when the actuators change inside
+an episode.
 
 python tools/report_agents.py runs/<dir> ...    loads their agents: report/agents.md
 """
 
 import argparse
 import copy
-from dataclasses import dataclass
+import json
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -50,18 +52,19 @@ class Trained:
     steps: int
     make_envs: object
     modes: tuple = ()  # its reward per step in the training contexts of each mode [2]
+    encoders: tuple = ()  # whose z stand side by side in what `embed` returns: normally its own
+    untrained: object = None  # an encoder with fresh weights
 
     def embed(self, history):
         """z [n, 8] of the windows that `history` ends with; None for a method without an encoder."""
-        if not hasattr(self.agent, "encoder"):
+        if not self.encoders:
             return None
         window = self.agent.window_size
         positions = np.linspace(0, window - 1, window // 5).astype(int)[None]  # a fifth, evenly spaced in time
         device = self.agent.log_alpha.device
         parts = [torch.from_numpy(part).to(device) for part in history.window(positions)]
-        self.agent.encoder.eval()
         with torch.no_grad():
-            return self.agent.encoder(*parts).cpu().numpy()
+            return torch.cat([encoder.eval()(*parts) for encoder in self.encoders], 1).cpu().numpy()
 
 
 def load(directory):
@@ -69,7 +72,13 @@ def load(directory):
     run = read_run(directory, [])
     agent, args, make_envs = aib_run.load_agent(directory)
     name = f"{run.method} (seed {run.seed}, {run.steps:,} steps)"
-    return Trained(name, run.method, run.task, agent, run.steps, partial(make_envs, args), mode_rewards(run))
+    trained = Trained(name, run.method, run.task, agent, run.steps, partial(make_envs, args), mode_rewards(run))
+    if hasattr(agent, "encoder"):
+        trained.encoders = (agent.encoder,)
+        torch.manual_seed(0)
+        fresh = aib_run.load_script(run.script).make_agent(args, make_envs(args, [{}]))
+        trained.untrained = fresh.encoder
+    return trained
 
 
 def mode_rewards(run):
@@ -230,13 +239,18 @@ def pairs_of(task, count):
 
 
 INFORMATION = ("I(Z;c)", "I(Z;S)", "I(Z;U|S)")
+UNTRAINED = "I(Z;S) untrained"
 
 
 def embedding_rows(trained):
-    """A row of the diagnostics for each set, and z [60, samples, 8]."""
+    """A row of the diagnostics for each set, and z [60, samples, 8]. An untrained encoder looks at the same windows:
+    what it tells about the mode is no merit of training."""
     mode, rows, contexts = mode_of(trained.task), [], aib_envs.eval_contexts(trained.task)
-    episodes = [roll_out(trained, contexts, rollout)[1] for rollout in range(5)]  # one alone would tell its start
+    both = replace(trained, encoders=(*trained.encoders, trained.untrained))
+    episodes = [roll_out(both, contexts, rollout)[1] for rollout in range(5)]  # one alone would tell its start
     z = np.concatenate([z[:, :: max(1, z.shape[1] // 10)] for z in episodes], axis=1)
+    z, z_untrained = np.split(z, 2, axis=-1)
+    untrained = aib_envs.by_split(z_untrained)
     for split, part in aib_envs.by_split(z).items():
         own = aib_envs.context_set(trained.task, split)
         row = {"task": trained.task, "run": trained.name, "set": split}
@@ -247,12 +261,14 @@ def embedding_rows(trained):
         ceilings = (np.log(20), of_s, np.log(20) - of_s)
         for name, value, ceiling in zip(INFORMATION, informativeness(part, own, mode), ceilings, strict=True):
             row[name] = "" if value is None else f"{value:.2f} of {ceiling:.2f}"
+        row[UNTRAINED] = f"{informativeness(untrained[split], own, mode)[1]:.2f}" if mode else ""
         rows.append(row)
     return rows, z
 
 
 def information_figure(rows, task):
-    """Bars of the three pieces of information for each run and set, under their ceilings."""
+    """Bars of the three pieces of information for each run and set, under their ceilings; for the mode also what an
+    untrained encoder tells."""
     figure, axes = panels(3, [f"{name} (nats)" for name in INFORMATION], sharey=True)
     figure.suptitle(task)
     own = [row for row in rows if row["task"] == task]
@@ -264,6 +280,17 @@ def information_figure(rows, task):
                 at = np.arange(len(runs)) + 0.27 * (i - 1)
                 axis.bar(at, [float(value) for value, _ in values], 0.25, color=color, label=split)
                 axis.hlines(float(values[0][1]), -0.5, len(runs) - 0.5, color="#000000", linewidth=0.8, label="at most")
+            if values and name == "I(Z;S)":
+                zero = [float(row[UNTRAINED]) for row in own if row["set"] == split]
+                axis.hlines(
+                    zero,
+                    at - 0.125,
+                    at + 0.125,
+                    color="#000000",
+                    linestyle=":",
+                    linewidth=1.5,
+                    label="untrained encoder",
+                )
         axis.set_xticks(range(len(runs)), [run.replace(" (", "\n(").replace(", ", "\n") for run in runs], fontsize=6)
         if not axis.patches:
             say(axis, "this task has no mode")
@@ -305,6 +332,166 @@ def embedding_figure(trained, z):
             j, i, f"{value:.2f}", ha="center", va="center", fontsize=7, color="white" if abs(value) > 0.7 else "black"
         )
     return figure, similarity, [context.get(mode, 0) for context in six]
+
+
+# ------------------------------------------------------- Wrong z -----------------------------------------------------
+
+NOISE = (0, 0.25, 0.5, 1, 2, 4)  # standard deviations of z over contexts
+
+
+def encoder_of(agent):
+    """The encoder whose z the policy is told; None for a method without one."""
+    if hasattr(agent, "infer_for_actor"):  # RSAC
+        return agent.infer_for_actor.encoder
+    return getattr(agent, "encoder", None)
+
+
+class ShortWindow:
+    """A History that shows the last `length` transitions of the window only, and zeros for the others, as a History
+    does in the warm-up."""
+
+    def __init__(self, history, length):
+        self.history = history
+        self.length = length
+
+    def window(self, positions, with_rewards=False):
+        shown = (positions >= self.history.window_size - self.length)[..., None]
+        return tuple(part * shown for part in self.history.window(positions, with_rewards))
+
+
+def returns_with(trained, contexts, rollouts=1, change=lambda z: z, length=None):
+    """Returns [n, rollouts] in the benchmark's protocol. At every step, those of the warm-up included, the policy is
+    told `change(z)` instead of z [n, 8], inferred from the last `length` transitions (None: from the whole window)."""
+    agent = trained.agent
+    if length is None:
+        length = agent.window_size
+    envs = trained.make_envs(contexts)
+
+    def policy(obs, history):
+        return agent.act(obs, ShortWindow(history, length))
+
+    hook = encoder_of(agent).register_forward_hook(lambda encoder, window, z: change(z))
+    try:
+        returns, _ = aib_envs.evaluate(envs, policy, agent.window_size, rollouts)
+    finally:
+        hook.remove()
+        envs.close()
+    return returns
+
+
+def inferred(trained, contexts, rollouts=1):
+    """Returns [n, rollouts] with the agent's own z, and these z: a list of [n, 8], one a step."""
+    z = []
+
+    def remember(now):
+        z.append(now)
+        return now
+
+    return returns_with(trained, contexts, rollouts, remember), z
+
+
+def with_noise(scale, level, seed=0):
+    """A `change` for `returns_with`: adds Gaussian noise with the standard deviation `level` * `scale` [8]."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def change(z):
+        noise = torch.randn(z.shape, generator=generator).to(z.device)
+        return z + level * scale * noise
+
+    return change
+
+
+def with_z_of(z, rows):
+    """A `change` for `returns_with`: environment i is told what has been `inferred` (z) in environment `rows`[i]."""
+    steps = iter(z)
+    return lambda _: next(steps)[rows]
+
+
+def scale_of(z, window, rollouts):
+    """Standard deviation [8] over contexts of their mean z: of what `inferred` returns, without the warm-up."""
+    episodes = torch.stack(z).unflatten(0, (rollouts, -1))[:, window:]
+    return episodes.mean((0, 1)).std(0, correction=0)
+
+
+def lengths_of(window):
+    """Lengths of windows in which the encoder sees 0, 1, 2, 4, ... and all of the transitions that it looks at: every
+    fifth."""
+    places = np.linspace(0, window - 1, window // 5).astype(int)
+    seen = [2**i for i in range(len(places).bit_length()) if 2**i < len(places)]
+    return [0, *(int(window - places[-number]) for number in seen), window]
+
+
+def partners(task, other_mode):
+    """For each of the 60 contexts the place [60] of another one in its set, of the same or of the other mode: the first
+    from half a set further on."""
+    mode = mode_of(task)
+    found = []
+    for i, split in enumerate(aib_envs.SPLITS):
+        labels = [context.get(mode) for context in aib_envs.context_set(task, split)]
+        n = len(labels)
+        for j, label in enumerate(labels):
+            order = [(j + n // 2 + k) % n for k in range(n)]
+            found.append(i * n + next(k for k in order if (labels[k] != label) == other_mode))
+    return np.array(found)
+
+
+def wrong_z(trained, rollouts=1):
+    """Returns [60, rollouts] when the policy is told a wrong z: {"noise": {standard deviations: returns}, "window":
+    {transitions: returns}, "z of": {whose: returns}}."""
+    contexts = aib_envs.eval_contexts(trained.task)
+    window = trained.agent.window_size
+    plain, z = inferred(trained, contexts, rollouts)
+    scale = scale_of(z, window, rollouts)
+    test = partial(returns_with, trained, contexts, rollouts)
+    noise = {level: test(with_noise(scale, level)) for level in NOISE if level}
+    lengths = {length: test(length=length) for length in lengths_of(window)[:-1]}
+    whose = {"own context": plain, "same mode": test(with_z_of(z, partners(trained.task, False)))}
+    if mode_of(trained.task):
+        whose["other mode"] = test(with_z_of(z, partners(trained.task, True)))
+    return {"noise": {0: plain} | noise, "window": lengths | {window: plain}, "z of": whose}
+
+
+def wrong_z_rows(task, run, found):
+    """Rows of the table, one for each set, of what `wrong_z` has found."""
+    columns = {"return": found["noise"][0]}
+    columns |= {f"noise {level:g}": found["noise"][level] for level in NOISE if level >= 0.5}
+    columns |= {"empty window": found["window"][0], "1 transition": found["window"][1]}
+    columns |= {f"z of {whose}": found["z of"].get(whose) for whose in ("same mode", "other mode")}
+    rows = []
+    for split in aib_envs.SPLITS:
+        row = {"task": task, "run": run, "set": split}
+        for name, returns in columns.items():
+            row[name] = "" if returns is None else f"{aib_envs.by_split(returns)[split].mean():.1f}"
+        rows.append(row)
+    return rows
+
+
+def wrong_z_figure(results, task):
+    """Mean return over noise on z, over the transitions in the window, and with the z of other contexts. A line or a
+    kind of bars is the mean over the runs with the same label; `results`: (label, what `wrong_z` has found)."""
+    figure, axes = panels(3, ["noise on z", "short window", "z of another context"], sharey=True)
+    figure.suptitle(task)
+    labels = list(dict.fromkeys(label for label, _ in results))
+    width = 0.8 / len(labels)
+    for i, label in enumerate(labels):
+        own = [found for name, found in results if name == label]
+        mean = lambda part, own=own: {key: np.mean([found[part][key] for found in own]) for key in own[0][part]}
+        look = style(label) | {"marker": "o", "markersize": 3, "label": label}
+        noise = mean("noise")
+        axes[0].plot(noise.keys(), noise.values(), **look)
+        window = mean("window")
+        axes[1].plot(range(len(window)), window.values(), **look)
+        bars = mean("z of")
+        at = np.arange(len(bars)) + width * (i - (len(labels) - 1) / 2)
+        drawn = axes[2].bar(at, bars.values(), 0.9 * width, color=style(label)["color"])
+        axes[2].bar_label(drawn, fmt="%.0f", fontsize=7)
+    axes[0].set(xlabel="standard deviations of z over contexts", ylabel="return of an episode")
+    axes[1].set_xticks(range(len(window)), window)
+    axes[1].set_xlabel(f"transitions in the window (of {max(window)})")
+    axes[2].set_xticks(range(len(bars)), bars)
+    axes[2].set_xlabel("whose z")
+    legend(figure, axes)
+    return figure
 
 
 # ----------------------------------------------- Adaptation inside an episode ----------------------------------------
@@ -435,14 +622,22 @@ def recovery_rows(task, run, rewards):
     return rows
 
 
-ABOUT_EMBEDDINGS = """Deterministic policies, evaluation-mode encoder. Embeddings: five episodes in each of the 60
+ABOUT = """Deterministic policies, evaluation-mode encoder. Embeddings: five episodes in each of the 60
 contexts; t-SNE of them, and cosine similarity of the means of three contexts, in both modes where there are two.
 Variability: trace of the covariance over the dimensions, the sum of its three parts. Overlap: mean cosine similarity of
 the contexts' means. Information in nats about which context it is (c), the mode (S), and the continuous dimensions
-given the mode (U|S), with what is possible at most. Adaptation: 20 contexts, four episodes each. In the middle of an
-episode the actuators change; or, with the actuators as they were, the window is filled with what an agent in the other
-mode, otherwise the same context, has gone through. Steps to 90 %: from the change until five begin whose mean reward is
-back at 90 % of the level before.
+given the mode (U|S), with what is possible at most; and what an untrained encoder tells about the mode, from the same
+windows.
+
+Wrong z: the return (mean over contexts; the figure shows the mean of all 60) in the benchmark's evaluation, warm-up
+included, while the policy is told a wrong z at every step. Noise is Gaussian and fresh at each step; its unit is the
+standard deviation over the 60 contexts of the mean z of each, in each dimension. A short window holds the last
+transitions only, and zeros as in the warm-up for the others; of these the encoder looks at every fifth. Another
+context's z is what the agent inferred there at the same step of its own episode; that context lies half a set away.
+
+Adaptation: 20 contexts, four episodes each. In the middle of an episode the actuators change; or, with the actuators as
+they were, the window is filled with what an agent in the other mode, otherwise the same context, has gone through.
+Steps to 90 %: from the change until five begin whose mean reward is back at 90 % of the level before.
 """
 
 
@@ -461,8 +656,23 @@ def add_agent(page, task, trained, directory, rows):
     page.text(task, f"{text}.\n".replace("*", "\\*"))
 
 
-def report(directories, out):
-    """Everything that `python tools/report_agents.py` writes."""
+def add_wrong_z(page, task, agents, rollouts, rows):
+    """Figure and table rows of a task's agents with an encoder when z is wrong. `agents`: (directory, Trained, label).
+    Returns the numbers, {name of the directory: ...}."""
+    results, numbers = [], {}
+    for directory, trained, label in agents:
+        found = wrong_z(trained, rollouts)
+        results.append((label, found))
+        rows += wrong_z_rows(task, trained.name, found)
+        lists = {part: {key: returns.tolist() for key, returns in group.items()} for part, group in found.items()}
+        numbers[directory.name] = {"task": task, "method": trained.method, "steps": trained.steps} | lists
+    if results:
+        page.figure(task, f"{task}_wrong_z", wrong_z_figure(results, task), f"Return with a wrong z on {task}")
+    return numbers
+
+
+def report(directories, out, rollouts=1):
+    """Everything that `python tools/report_agents.py` writes. `rollouts`: of each context, for every wrong z."""
     agents, problems = [], []
     for directory in dict.fromkeys(directories):
         try:
@@ -474,18 +684,20 @@ def report(directories, out):
         fail("no agents, nothing is written")
     agents.sort(key=lambda pair: (pair[1].task, rank(pair[1].method), pair[1].name))
     page = Page(out / "figures", "figures")
-    page.text("How to read this", ABOUT_EMBEDDINGS)
-    rows, times = [], []
+    page.text("How to read this", ABOUT)
+    rows, wrong, times = [], [], []
+    numbers = {}
     for task in dict.fromkeys(trained.task for _, trained in agents):
         own = [(directory, trained) for directory, trained in agents if trained.task == task]
-        results = []
+        results, labelled = [], []
         for directory, trained in own:
-            if hasattr(trained.agent, "encoder"):
+            several = len({other.steps for _, other in own if other.method == trained.method}) > 1
+            label = f"{trained.method}, {trained.steps:,} steps" if several else trained.method
+            labelled.append((directory, trained, label))
+            if trained.encoders:
                 add_agent(page, task, trained, directory, rows)
             if mode_of(task):
                 rewards, moved = adaptation(trained)
-                several = len({other.steps for _, other in own if other.method == trained.method}) > 1
-                label = f"{trained.method}, {trained.steps:,} steps" if several else trained.method
                 results.append((label, rewards, moved))
                 times += recovery_rows(task, trained.name, rewards)
         if aib_envs.get_task(task).physics == "DoubleIntegrator" and mode_of(task):
@@ -493,14 +705,19 @@ def report(directories, out):
             page.figure(task, f"{task}_paths", figure, f"Paths on {task}")
         if any(row["task"] == task for row in rows):
             page.figure(task, f"{task}_information", information_figure(rows, task), f"Information in z on {task}")
+        with_z = [entry for entry in labelled if encoder_of(entry[1].agent)]
+        numbers |= add_wrong_z(page, task, with_z, rollouts, wrong)
+        problems += [f"{entry[0]}: not under Wrong z, it has no encoder" for entry in labelled if entry not in with_z]
         if results:
             page.figure(task, f"{task}_adaptation", adaptation_figure(results, task), f"Adaptation on {task}")
     page.table("Embeddings", "embeddings", rows)
+    page.table("Wrong z", "wrong_z", wrong)
     page.table("Adaptation", "adaptation", times)
     for problem in problems:
         page.text("Notes", f"- {problem}")
     for name, table in page.tables.items():
         write(out / "tables" / f"{name}.csv", csv_text(table))
+    write(out / "wrong_z.json", json.dumps(numbers) + "\n")
     write(out / "agents.md", page.render("Trained agents") + "\n")
     print(f"{len(agents)} agents: {out / 'agents.md'}")
 
@@ -510,9 +727,12 @@ def main():
     parser.error = fail
     parser.add_argument("runs", nargs="+", type=Path, help="directories of finished runs")
     parser.add_argument("--out", type=Path, default=Path("report"), help="where the report is written")
+    parser.add_argument("--rollouts", type=int, default=1, help="episodes in each context for every wrong z")
     args = parser.parse_args()
+    if args.rollouts < 1:
+        fail("--rollouts must be at least 1")
     try:
-        report(args.runs, args.out)
+        report(args.runs, args.out, args.rollouts)
     except OSError as error:
         fail(error)
 
