@@ -736,7 +736,8 @@ class Run:
         """SIGTERM and Ctrl-C ask for an end at the next safe point; after that, Ctrl-C ends at once."""
         self.signal = number
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        text = f"\nstopping at the end of this episode. Ctrl-C again stops at once, back at step {self._saved}\n"
+        text = "\nstopping after this episode, or after the last evaluation. "
+        text += f"Ctrl-C again stops at once, back at step {self._saved}\n"
         with contextlib.suppress(OSError):
             os.write(2, text.encode())  # print could meet itself here
 
@@ -950,7 +951,7 @@ def load_weights(agent, directory):
     Returns the step of an unfinished run, else None; ends the program with one line if there are no weights."""
     weights = directory / "agent.pt"
     checkpoint = directory / "checkpoint.pt"
-    if weights.exists() and ((directory / "results.json").exists() or not checkpoint.exists()):
+    if weights.exists() and (is_finished(directory) or not checkpoint.exists()):
         with reading(weights):
             fit(agent, read_tensors(weights), weights)
         return None
@@ -960,6 +961,16 @@ def load_weights(agent, directory):
         state = read_tensors(checkpoint)
         fit(agent, state["agent"], checkpoint)
         return state["progress"][0]
+
+
+def is_finished(directory):
+    """Are the results of all its steps there? A run that is being extended has those of fewer."""
+    paths = [directory / "results.json", directory / "config.json"]
+    if not paths[0].exists():
+        return False
+    with reading(paths[0]):
+        steps = [json.loads(path.read_text())["args"].get("total_timesteps") for path in paths]
+    return steps[0] == steps[1]
 
 
 def load_script(name):

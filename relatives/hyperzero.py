@@ -257,7 +257,7 @@ def read_dataset(args, history, device):
     """The data set of the run --dataset, whose stage 1's flags go into `args`; ends the program with one line if it
     cannot be used."""
     defaults = vars(Args()) | {"total_timesteps": aib_envs.get_task(args.env_id).total_timesteps}
-    with aib_run.reading(Path(args.dataset) / "dataset.pt") as path:
+    with aib_run.reading(Path(args.dataset).expanduser() / "dataset.pt") as path:
         found = aib_run.read_tensors(path)
         if found["env_id"] != args.env_id:
             raise ValueError(f"it is of {found['env_id']}, which should be {args.env_id}")

@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import socket
@@ -469,6 +470,14 @@ def test_a_lost_terminal_ends_nothing(repo):
     assert process.wait(timeout=60) == 0 and len(runs_in(repo.runs)) == 3
 
 
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&- <&-", ">/dev/full 2>/dev/full"])
+def test_nobody_need_hear_it(closed, repo, shim):
+    settings = {"LD_PRELOAD": shim, "FAKE_LOCKS": "none"}  # so that there is something to say on stderr, too
+    command = f"exec bash {shlex.quote(str(repo.root / 'runs.sh'))} {closed}"
+    process = subprocess.run(["bash", "-c", command], cwd=repo.cwd, env=repo.env(settings), timeout=600, check=False)
+    assert process.returncode == 0 and list(runs_in(repo.runs)) == [("DI", "DR", 1)]
+
+
 def test_a_directory_with_any_name(repo):
     for run_dir in ("my runs", "r[a]*", "~/runs"):
         settings = {"RUN_DIR": run_dir, "HOME": str(repo.cwd), "FLAGS": "--crash 1"}
@@ -608,7 +617,7 @@ def test_speeds_are_of_long_runs_here_or_else_of_the_results(repo):
     assert hours(METHODS="HyperZero") == ["?"]
     assert "no run of HyperZero has 5,000 steps" in repo(DRY="1", METHODS="HyperZero").stdout
     process = repo(DRY="1", STEPS="36000", METHODS="DR HyperZero", SEEDS="1 2")
-    assert "1.0 core-hours" in process.stdout and "2 runs of unknown speed" in process.stdout
+    assert "1.0 core-hours" in process.stdout and "2 of unknown speed" in process.stdout
     assert plan.read_runs(ROOT / "results", "*/*/config.json")  # ours are where they are looked for
 
 
@@ -749,7 +758,8 @@ def slurm_task(repo, path, restarts=0, **settings):
     """A task of an array, without Slurm: its process and its log."""
     log = repo.runs / "logs" / "DI__DR__1.log"
     log.parent.mkdir(parents=True, exist_ok=True)
-    (log.parent / "list.txt").write_text("ODE DR 7\nDI DR 1\n")
+    if not (log.parent / "list.txt").is_dir():
+        (log.parent / "list.txt").write_text("ODE DR 7\nDI DR 1\n")
     settings |= {"PATH": path, "SLURM_ARRAY_TASK_ID": "1", "SLURM_JOB_ID": "12", "SLURM_RESTART_COUNT": str(restarts)}
     settings |= {"RUNNER": "slurm", "GRID_HOME": str(repo.root), "ENVS": None, "METHODS": None, "SEEDS": None}
     copy = shutil.copy(repo.root / "runs.sh", repo.cwd / "slurm_script")  # as Slurm does
@@ -769,6 +779,13 @@ def test_a_slurm_task_runs_and_is_requeued_after_a_crash_only(repo, node):
     assert process.wait(timeout=60) == 0 and list(runs_in(repo.runs)) == [("DI", "DR", 1)]
     process, log = slurm_task(repo, node)
     assert process.wait(timeout=60) == 0 and log.read_text().count("begins at") == 3
+
+
+@pytest.mark.parametrize("unreadable", ["list.txt", "DI__DR__1.log"])
+def test_a_slurm_task_that_the_file_server_lets_down_is_requeued(unreadable, repo, node):
+    (repo.runs / "logs" / unreadable).mkdir(parents=True)
+    process, _ = slurm_task(repo, node)
+    assert process.wait(timeout=60) == -signal.SIGKILL  # by our scontrol
 
 
 @pytest.mark.parametrize(("number", "requeued"), [(signal.SIGUSR1, 1), (signal.SIGTERM, 0)])

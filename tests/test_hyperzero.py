@@ -596,7 +596,8 @@ def test_a_run_with_another_runs_data_set_goes_on_without_it(finished, monkeypat
     shutil.copytree(finished, "data")
     with monkeypatch.context() as patch:
         stop_at(patch, 1, ask)
-        assert call(script, "--dataset", "data", *STAGE_2, "--run-dir", "runs") == 128 + signal.SIGTERM
+        patch.setenv("HOME", str(tmp_path))
+        assert call(script, "--dataset=~/data", *STAGE_2, "--run-dir", "runs") == 128 + signal.SIGTERM
     shutil.rmtree("data")
     monkeypatch.chdir("/")
     directory = only_run(tmp_path / "runs")

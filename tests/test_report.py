@@ -135,6 +135,17 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     assert path.read_text() == "old"
 
 
+def test_home_in_a_path(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    make_run(tmp_path / "home" / "runs", "DR", 1, 10)
+    for flags in (["--out=~/report"], ["--collect=~/kept"]):
+        monkeypatch.setattr(sys, "argv", ["report.py", "~/runs", *flags])
+        report.main()
+    assert sorted(path.name for path in (tmp_path / "home").iterdir()) == ["kept", "report", "runs"]
+    assert not (tmp_path / "~").exists()
+
+
 @pytest.mark.parametrize("flags", [["--collcet", "x"], ["--out", "/dev/null/x"]])
 def test_bad_input_gets_one_line(flags, tmp_path, monkeypatch, capsys):
     make_run(tmp_path / "runs", "DR", 1, 10)
@@ -244,6 +255,26 @@ def test_a_damaged_line_of_metrics_ends_the_curve(tmp_path):
     runs, _, problems = read(tmp_path)
     assert [len(run.metrics) for run in runs] == [3, 0] and len(problems) == 2
     report.plt.close(report.learning_curves(runs, [], "DI"))
+
+
+@pytest.mark.parametrize("part", ["aer", "seconds", "shadow_gradient"])
+@pytest.mark.parametrize("value", [None, {"train": "x"}, [1, 2], float("nan"), "x"])
+def test_a_line_of_metrics_with_a_damaged_part_ends_the_curve(part, value, tmp_path):
+    run = make_run(tmp_path / "runs", "DR", 1, 10)
+    line = {"global_step": 1500, "aer": dict.fromkeys(aib_envs.SPLITS, 10), "shadow_gradient": 1.0} | {part: value}
+    with open(run / "metrics.jsonl", "a") as file:
+        file.write(json.dumps(line) + "\n")
+    (found,), _, problems = read(tmp_path / "runs")
+    assert len(found.metrics) == 3 and len(problems) == 1 and "line 4" in problems[0]
+
+
+def test_while_a_run_is_extended_it_has_not_finished(tmp_path):
+    run = make_run(tmp_path, "DR", 1, 10, steps=2000)
+    found = json.loads((run / "results.json").read_text())
+    found["args"]["total_timesteps"] = 1000  # it was at 1000 and is now on its way to 2000
+    (run / "results.json").write_text(json.dumps(found))
+    runs, unfinished, _ = read(tmp_path)
+    assert not runs and [run.steps for run in unfinished] == [2000]
 
 
 def test_of_two_runs_of_the_same_the_one_that_began_later_counts(tmp_path):

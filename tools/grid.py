@@ -29,12 +29,33 @@ STARTED = "--- started "  # begins the line in a log that a run's output follows
 PATIENCE = 120  # seconds that a requeued task waits for its own lock, which a file server keeps a while after a crash
 
 
+class Output:
+    """stdout (1) or stderr (2), of which any may be closed, full or gone: that is no reason to stop the runs."""
+
+    def __init__(self, number):
+        self.number = number
+        try:
+            os.fstat(number)
+        except OSError:
+            self.lose()
+
+    def write(self, text):
+        try:
+            os.write(self.number, text.encode(errors="backslashreplace"))  # directories may have any name
+        except OSError:
+            self.lose()
+
+    def flush(self):
+        pass
+
+    def lose(self):
+        """From now on, what is written there is lost, here and in the processes that inherit it."""
+        os.dup2(os.open(os.devnull, os.O_WRONLY), self.number)
+        os.set_inheritable(self.number, True)
+
+
 def say(text):
-    """Prints a line. That nobody can read it any more is no reason to stop the runs."""
-    try:
-        print(text, flush=True)
-    except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    print(text, flush=True)
 
 
 class Settings:
@@ -205,7 +226,7 @@ class Local:
             return ""
         text = f", about {duration(max(sum(known) / self.settings.jobs, max(known)), 'hours', 'minutes')} left"
         unknown = len(hours) - len(known)
-        return text + (f", and {unknown} runs of unknown speed" if unknown else "")
+        return text + (f", and {unknown} of unknown speed" if unknown else "")
 
 
 def duration(hours, long="h", short="min"):
@@ -298,15 +319,11 @@ class SlurmTask:
     """A task of the array: one run, which is requeued before the time limit or after a crash."""
 
     def __init__(self, settings, jobs_file):
-        task, method, seed = jobs_file.read_text().splitlines()[int(os.environ["SLURM_ARRAY_TASK_ID"])].split()
-        self.settings, self.env = settings, {"ENVS": task, "METHODS": method, "SEEDS": seed}
+        self.settings, self.jobs_file = settings, jobs_file
         self.restarts = int(os.environ.get("SLURM_RESTART_COUNT") or 0)
         self.process, self.stopped, self.requeue = None, False, True
         signal.signal(signal.SIGUSR1, self.stop)  # the time limit is near
         signal.signal(signal.SIGTERM, self.stop)  # scancel, or Slurm requeues by itself
-        log = open(settings.log_of({"task": plan.name_of_task(task), "method": method, "seed": seed}), "a")
-        os.dup2(log.fileno(), sys.stdout.fileno())
-        os.dup2(log.fileno(), sys.stderr.fileno())
 
     def stop(self, number, _):
         self.stopped = True
@@ -315,8 +332,13 @@ class SlurmTask:
             self.process.terminate()
 
     def run(self):
-        """Runs the job, and returns its exit code."""
-        (job,) = planned(self.settings, **self.env)
+        """Runs the job, and returns its exit code. From here on, all that is said is in the job's log."""
+        line = self.jobs_file.read_text().splitlines()[int(os.environ["SLURM_ARRAY_TASK_ID"])]
+        task, method, seed = line.split()
+        with open(self.settings.log_of({"task": plan.name_of_task(task), "method": method, "seed": seed}), "a") as log:
+            os.dup2(log.fileno(), 1)
+            os.dup2(log.fileno(), 2)
+        (job,) = planned(self.settings, ENVS=task, METHODS=method, SEEDS=seed)
         patience = time.monotonic() + (PATIENCE if self.restarts else 0)
         while not self.stopped:
             try:
@@ -367,7 +389,7 @@ def print_plan(settings, rows, runs):
     if counts["running"]:
         text += f", {counts['running']} running elsewhere"
     if None in hours:
-        text += f", and {hours.count(None)} runs of unknown speed"
+        text += f", and {hours.count(None)} of unknown speed"
     if any(row.estimated for row in rows):
         text += " (~: estimated from the runs in results/, on another machine)"
     if settings.runner == "local":
@@ -387,7 +409,8 @@ def print_plan(settings, rows, runs):
 
 
 def main(arguments):
-    sys.stdout.reconfigure(errors="backslashreplace")  # directories may have any name
+    sys.stdout = Output(1)
+    sys.stderr = Output(2)
     on_slurm = len(arguments) == 2 and arguments[0] == "array" and "SLURM_ARRAY_TASK_ID" in os.environ
     if arguments and not on_slurm:
         refuse(f"takes no arguments but --help; its settings are environment variables; got {arguments[0]!r}")

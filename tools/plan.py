@@ -457,5 +457,11 @@ def main(env):
 if __name__ == "__main__":
     try:
         main(os.environ)
+        sys.stdout.flush()
     except KeyboardInterrupt:
         sys.exit(130)
+    except BrokenPipeError:  # nobody reads it any more, as with | head
+        sys.stdout = None
+    except OSError as error:  # the disk is full
+        sys.stdout = None
+        refuse(f"cannot write the list: {error.strerror}")

@@ -200,10 +200,12 @@ def read_metrics(path, problems):
             line = json.loads(text)
             if "aer" not in line and "experts" in line:  # of hyperzero.py's first stage
                 continue
-            if not np.isfinite([line["global_step"], *(line["aer"][split] for split in SPLITS)]).all():
+            values = [line["global_step"], *(line["aer"][split] for split in SPLITS)]
+            values += [line.get("shadow_gradient", 0), *line.get("seconds", {}).values()]
+            if not np.isfinite(values).all():
                 raise ValueError
             metrics.append(line)
-        except (ValueError, LookupError, TypeError):
+        except (ValueError, LookupError, TypeError, AttributeError):
             problems.append(f"{path}: line {number} cannot be read; what comes before it is used")
             return metrics
     if not metrics:
@@ -296,6 +298,9 @@ def read_run(directory, problems):
     config = json.loads((directory / "config.json").read_text())
     finished = (directory / "results.json").exists()
     results = json.loads((directory / "results.json").read_text()) if finished else {"args": config["args"]}
+    if results["args"].get("total_timesteps") != config["args"].get("total_timesteps"):  # it is being extended
+        finished = False
+        results = {"args": config["args"]}
     args = results["args"]
     script = Path(config.get("script") or "").name
     know_task(args["env_id"], script)
@@ -1239,12 +1244,17 @@ def collect(directories, target):
     print(f"{len(runs)} runs: {target}")
 
 
+def directory(text):
+    """A path of the command line. The shell leaves the ~ of --out=~/report as it is."""
+    return Path(os.path.expanduser(text))
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.error = fail
-    parser.add_argument("runs", nargs="*", type=Path, default=[Path("runs")], help="directories of runs, at any depth")
-    parser.add_argument("--out", type=Path, default=Path("report"), help="where the report is written")
-    parser.add_argument("--collect", type=Path, help="a directory for small copies, in place of a report")
+    parser.add_argument("runs", nargs="*", type=directory, default=[Path("runs")], help="directories, at any depth")
+    parser.add_argument("--out", type=directory, default=Path("report"), help="where the report is written")
+    parser.add_argument("--collect", type=directory, help="a directory for small copies, in place of a report")
     args = parser.parse_args()
     try:
         if args.collect:
