@@ -468,6 +468,8 @@ class ComplexODE(ContextEnv):
 def _import_mujoco():
     """Imports MuJoCo and dm_control without OpenGL, which training does not need: dm_control
     would start it, and MuJoCo cannot be imported with a MUJOCO_GL that is not installed."""
+    with contextlib.suppress(Exception):
+        import triton  # noqa: F401 (of torch with CUDA: loaded after OpenGL, it can crash Python)
     chosen = os.environ.get("MUJOCO_GL")
     with contextlib.suppress(Exception):
         import mujoco  # noqa: F401

@@ -911,6 +911,14 @@ def mujoco_can_draw(backend):
     return run_program(program, MUJOCO_GL=backend).returncode == 0
 
 
+def test_triton_is_loaded_before_opengl(tmp_path):
+    # torch with CUDA brings it. After OpenGL, which comes with MuJoCo, its LLVM crashes Python.
+    (tmp_path / "triton.py").write_text("import sys\nprint('mujoco' in sys.modules)\n")
+    program = "import aib_envs; aib_envs.gym.make('AIB/Cartpole-v0')"
+    found = run_program(program, PYTHONPATH=f"{tmp_path}{os.pathsep}{ROOT}")
+    assert found.stdout.split() == ["False"]
+
+
 def beginnings(lines):
     return [line[: len(expected)] for line, expected in zip(lines, ONE_LINE, strict=True)]
 

@@ -410,7 +410,9 @@ def test_a_task_that_its_script_brings_along(tmp_path, monkeypatch):
 def test_a_task_of_a_module_has_its_own_name(tmp_path):
     make_run(tmp_path / "runs", "DR", 1, 10, env_id="relatives.aib_signs:DI-Signs")
     make_run(tmp_path / "runs", "DR", 2, 20, env_id="relatives.aib_signs:DI-Signs")
-    edit(make_run(tmp_path / "lost", "DR", 1, 10) / "results.json", args={"env_id": "no_such_module:DI"})
+    lost = make_run(tmp_path / "lost", "DR", 1, 10)
+    for name in ("config.json", "results.json"):
+        edit(lost / name, args=json.loads((lost / name).read_text())["args"] | {"env_id": "no_such_module:DI"})
     (group,) = report.lengths(read(tmp_path / "runs")[0])
     assert group == ("DI-Signs", 1000)
     runs, _, problems = read(tmp_path / "lost")

@@ -147,6 +147,11 @@ class Values:
         rows = [kinds[("change", "foreign").index(kind)] for kinds in rows]
         return listed([f"{100 - 100 * float(row['lowest after']) / float(row['reward before']):.0f}" for row in rows])
 
+    def wrong_z(self, task, method, part, key):
+        """The mean return in all contexts when z is wrong, as in {wrong_z DI, DMA*-SH, noise, 1}, of each agent."""
+        own = [agent for agent in wrong_z_of_agents().values() if (agent["task"], agent["method"]) == (task, method)]
+        return listed([f"{agent[part][key]:.0f}" for agent in own])
+
     def hours(self, *where):
         """Of all runs, or of one run on average: {hours task, method}."""
         if where:
@@ -208,7 +213,7 @@ def paragraphs(text):
 
 def roll_out(runs, directories):
     """Rolls the agents in `directories` out that have not been yet, or have been trained on since: the runs' files
-    adaptation.json, and results/paths.json."""
+    adaptation.json, results/wrong_z.json and results/paths.json."""
     import report_agents  # needs PyTorch
 
     found = [path for path in report.find_runs(directories, []) if (path / "agent.pt").exists()]
@@ -224,6 +229,16 @@ def roll_out(runs, directories):
         rewards.pop("modes")
         found = {"steps": run.steps, "rewards": rounded(rewards), "moved": rounded(moved)}
         report.write(run.directory / "adaptation.json", json.dumps(found) + "\n")
+    known = wrong_z_of_agents()
+    for name, path in agents.items():
+        trained = report_agents.load(path)
+        if name in known or not report_agents.encoder_of(trained.agent):
+            continue
+        print(f"{name}: is told a wrong z", file=sys.stderr)
+        found = report_agents.wrong_z(trained)
+        means = {part: {key: round(x.mean(), 1) for key, x in group.items()} for part, group in found.items()}
+        known[name] = {"task": trained.task, "method": trained.method, "steps": trained.steps} | means
+        report.write(RESULTS / "wrong_z.json", json.dumps(known, indent=1) + "\n")
     shown = [median_run([run for run in report.main_runs(runs, "DI") if run.method == method]) for method in SHOWN]
     names = [run.name for run in shown if run]
     path = RESULTS / "paths.json"
@@ -292,6 +307,44 @@ def add_adaptation(page, runs):
         page.figure(heading, "DI_paths", report_agents.paths_figure(drawn, "DI"), "Paths on DI, DR and DMA*-SH")
 
 
+def wrong_z_of_agents():
+    """{run: its task, method, steps, and the mean return under each wrong z, as report_agents.wrong_z names them}."""
+    path = RESULTS / "wrong_z.json"
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def wrong_z_table(agents):
+    """A row for each agent."""
+    rows = []
+    for name, agent in sorted(agents.items(), key=lambda pair: (pair[1]["task"], report.rank(pair[1]["method"]))):
+        row = {"task": agent["task"], "method": agent["method"], "seed": name.split("__")[2]}
+        row |= {"steps": f"{agent['steps']:,}", "return": agent["noise"]["0"]}
+        row |= {f"noise {level}": agent["noise"][level] for level in ("0.5", "1", "2")}
+        row |= {"empty window": agent["window"]["0"], "1 transition": agent["window"]["1"]}
+        row |= {f"z of {whose}": agent["z of"].get(whose, "") for whose in ("same mode", "other mode")}
+        rows.append(row)
+    return rows
+
+
+def add_wrong_z(page):
+    import report_agents
+
+    heading = "How wrong may z be"
+    agents = wrong_z_of_agents()
+    page.text(heading, "")
+    page.table(heading, "wrong_z", wrong_z_table(agents))
+    number = {"noise": float, "window": int, "z of": str}
+    for task in dict.fromkeys(agent["task"] for agent in agents.values()):
+        results = []
+        for agent in agents.values():
+            if agent["task"] == task:
+                parts = {part: {kind(key): x for key, x in agent[part].items()} for part, kind in number.items()}
+                results.append((agent["method"], parts))
+        results.sort(key=lambda pair: report.rank(pair[0]))
+        figure = report_agents.wrong_z_figure(results, task)
+        page.figure(heading, f"{task}_wrong_z", figure, f"Return on {task} when z is wrong")
+
+
 # ------------------------------------------------------- The page ----------------------------------------------------
 
 
@@ -357,6 +410,7 @@ def make_page(runs, relatives, held_out, failed, problems, figures):
         report.add_task(page, runs, failed, task)
     page.text("What differs from the paper", "")
     add_adaptation(page, runs)
+    add_wrong_z(page)
     add_relatives(page, relatives, held_out)
     page.table("Hours", "hours", report.cost_table(runs))
     report.add_explanations(page)
