@@ -335,3 +335,17 @@ def test_the_run_shown_is_the_median():
     ranked = sorted(own, key=lambda run: run.aer("train"))
     assert results_page.median_run(own) is ranked[1] and results_page.median_run(ranked[:2]) is ranked[0]
     assert results_page.median_run([]) is None
+
+
+def test_a_z_that_is_not_wrong_earns_what_the_results_say():
+    agents = results_page.wrong_z_of_agents()
+    runs = {run.name: run for run in results_page.read_results()[0]}
+    both = agents.keys() & runs.keys()
+    assert both
+    for name in both:
+        first = np.mean([rollouts[0] for split in aib_envs.SPLITS for rollouts in runs[name].returns[split]])
+        assert agents[name]["noise"]["0"] == pytest.approx(first, abs=0.06)
+        kept = agents[name]["window"]
+        assert agents[name]["noise"]["0"] == agents[name]["z of"]["own context"] == kept[max(kept, key=int)]
+    rows = results_page.wrong_z_table(agents)
+    assert len(rows) == len(agents) and all(row["return"] > row["z of other mode"] for row in rows)
