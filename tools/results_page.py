@@ -388,11 +388,12 @@ def benchmark_table(runs):
         task = aib_envs.get_task(name)
         row = {"task": name, "what differs between episodes": ", ".join(d.key for d in task.dimensions)}
         row["needs the context"] = "" if task.overlap else "yes"
+        main = report.main_runs(runs, name)
         own = []
         for method in ("DR", "Concat", "DMA*", OURS):
-            own = [run for run in report.main_runs(runs, name) if run.method == method]
+            own = [run for run in main if run.method == method]
             row[method] = f"{stats.iqm(report.aers(own, 'all sets')):.0f}" if own else ""
-        row["steps"] = f"{own[0].steps:,}" if own else ""
+        row["steps"] = f"{main[0].steps:,}" if main else ""
         row["paper"] = report.PAPER["AER_aggregated_over_sets_v2"].get(name, {}).get(OURS, "")
         row["its steps"] = f"{task.total_timesteps:,}"
         row["hours"] = f"{np.mean([run.hours() for run in own]):.1f}" if own else ""
