@@ -317,6 +317,9 @@ def test_readme_gets_its_table():
     assert results_page.fill_readme("no marks", [{"task": "DI"}]) == "no marks"
     rows = results_page.benchmark_table(results_page.read_results()[0])
     assert [row["task"] for row in rows] == report.BENCHMARK
+    assert all(0.1 < float(row["hours"].removeprefix("~")) < 24 for row in rows)
+    speed = json.loads((RESULTS / "speed_HopperGym.json").read_text())["training"]["DMAstar-SH"]["with_evaluations"]
+    assert float(results_page.hours_from_speed("HopperGym")[1:]) == pytest.approx(500_000 / 3600 / speed, abs=0.06)
     readme = (ROOT / "README.md").read_text()
     assert results_page.fill_readme(readme, rows) == readme, "python tools/results_page.py"
 

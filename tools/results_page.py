@@ -381,6 +381,15 @@ def without(rows, names):
     return [{name: value for name, value in row.items() if name not in names} for row in rows]
 
 
+def hours_from_speed(task):
+    """Of a full run of DMA*-SH on a task without one, computed from its speed; "" if that has not been measured."""
+    path = RESULTS / f"speed_{task}.json"
+    if not path.exists():
+        return ""
+    speed = json.loads(path.read_text())["training"][OURS.replace("*", "star")]["with_evaluations"]
+    return f"~{aib_envs.get_task(task).total_timesteps / speed / 3600:.1f}"
+
+
 def benchmark_table(runs):
     """README's: a row for each task, with our AER over all sets, the paper's of DMA*-SH, and the hours of a run."""
     rows = []
@@ -396,7 +405,7 @@ def benchmark_table(runs):
         row["steps"] = f"{main[0].steps:,}" if main else ""
         row["paper"] = report.PAPER["AER_aggregated_over_sets_v2"].get(name, {}).get(OURS, "")
         row["its steps"] = f"{task.total_timesteps:,}"
-        row["hours"] = f"{np.mean([run.hours() for run in own]):.1f}" if own else ""
+        row["hours"] = f"{np.mean([run.hours() for run in own]):.1f}" if own else hours_from_speed(name)
         rows.append(row)
     return rows
 
