@@ -986,3 +986,10 @@ def test_ctrl_c_stops_our_grid_with_checkpoints(tmp_path):
     assert len(list((tmp_path / "runs").glob("*/checkpoint.pt"))) == 2  # and seed 3 has not begun
     text = (tmp_path / "out").read_text()
     assert text.count("STOPPED") == 2 and text.count("--resume") >= 2 and text.count("not started") == 1
+
+
+def test_a_list_that_cannot_be_written():
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, str(ROOT / "tools" / "plan.py")]
+        process = subprocess.run(command, env=os.environ | {"METHODS": "list"}, stdout=full, stderr=subprocess.PIPE)
+    assert process.returncode == 2 and len(process.stderr.splitlines()) == 1

@@ -1072,3 +1072,12 @@ def test_tracking_into_a_full_directory_does_not_touch_the_run(small_disk, tmp_p
     monkeypatch.setenv("WANDB_DIR", str(small_disk))
     run("dr_sac.py", *TINY, cwd=tmp_path)
     assert (only_run(tmp_path) / "results.json").exists()
+
+
+def test_a_run_that_is_being_extended_is_not_finished(tmp_path):
+    assert not aib_run.is_finished(tmp_path)
+    for name, steps in (("config.json", 300), ("results.json", 300)):
+        (tmp_path / name).write_text(json.dumps({"args": {"total_timesteps": steps}}))
+    assert aib_run.is_finished(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"args": {"total_timesteps": 500}}))
+    assert not aib_run.is_finished(tmp_path)
