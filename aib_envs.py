@@ -20,6 +20,7 @@ import math
 import numbers
 import os
 import re
+import signal
 import sys
 import warnings
 import weakref
@@ -482,6 +483,22 @@ def _import_mujoco():
             os.environ["MUJOCO_GL"] = chosen
 
 
+def _has_failed_to_draw(model):
+    """Whether MuJoCo has failed to draw in this process and would abort Python if it tried again.
+    A child process tries: it waits forever then, until the alarm ends it."""
+    if not sys.modules["glfw"].get_error()[0]:  # what MuJoCo tries first when nothing is chosen
+        return False
+    child = os.fork()
+    if child == 0:
+        try:
+            signal.signal(signal.SIGALRM, signal.SIG_DFL)
+            signal.alarm(2)
+            sys.modules["mujoco"].MjrContext(model, 150)
+        finally:
+            os._exit(0)
+    return os.waitpid(child, 0)[1] != 0
+
+
 @functools.cache  # a second try after a failed one can abort Python
 def _why_no_picture():
     """None, or in one line why MuJoCo cannot draw in this process."""
@@ -490,14 +507,17 @@ def _why_no_picture():
     try:
         import mujoco
 
+        model = mujoco.MjModel.from_xml_string("<mujoco/>")
         with warnings.catch_warnings(action="ignore"):
             if sys.platform == "linux":  # when it was imported, MuJoCo may have chosen GLFW
+                if "glfw" in sys.modules and _has_failed_to_draw(model):
+                    raise OSError("it failed before in this program")
                 if backend in ("egl", "osmesa"):
                     gl_context = sys.modules[mujoco.Renderer.__module__].gl_context
                     gl_context.GLContext = importlib.import_module(f"mujoco.{backend}").GLContext
                 elif not importlib.import_module("glfw").init():
                     raise OSError(f"MUJOCO_GL is {backend}, and GLFW finds no display")
-            mujoco.Renderer(mujoco.MjModel.from_xml_string("<mujoco/>"), HEIGHT, WIDTH).close()
+            mujoco.Renderer(model, HEIGHT, WIDTH).close()
     except Exception as error:  # OpenGL's are of many kinds
         reason = str(error).partition("\n")[0] or type(error).__name__
         advice = "install EGL (Debian: apt install libegl1 libgl1) and set MUJOCO_GL=egl"
