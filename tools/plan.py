@@ -267,20 +267,21 @@ def last_metrics(run):
     return {"global_step": 0, "seconds": {}}
 
 
-def read_runs(run_dir, pattern="*/config.json"):
-    """The runs in a directory, finished or not. What is not a run is left aside, and said."""
+def read_runs(run_dir, pattern="*"):
+    """The runs in a directory, finished or not. What has a config.json that is not a run's is left aside, and said."""
     runs = []
-    for path in sorted(Path(run_dir).glob(pattern)):
-        directory = path.parent
+    for directory in sorted(Path(run_dir).glob(pattern)):
         if directory.name.startswith("."):  # it is just being made
             continue
         try:
-            config = json.loads(path.read_text())
+            config = json.loads((directory / "config.json").read_text())
             args, metrics = dict(config["args"]), last_metrics(directory)
             run = Run(directory, str(config["method"]), args, {}, metrics, str(config.get("script_sha256") or ""))
             run.args["env_id"] = str(run.args["env_id"])
+        except (FileNotFoundError, NotADirectoryError):  # not a run
+            continue
         except (OSError, ValueError, LookupError, TypeError) as error:
-            note(f"{directory} is left aside: its config.json is not a run's ({error!r})")
+            note(f"{directory} is left aside: its config.json cannot be used ({error!r})")
             continue
         with contextlib.suppress(OSError, ValueError, LookupError, TypeError):  # else it has not finished
             run.finished = dict(json.loads((directory / "results.json").read_text())["args"])
@@ -345,7 +346,7 @@ class Speeds:
         if (method, task) in self.here:
             return self.here[method, task], False
         if self.published is None:
-            self.published = self._measured(read_runs(ROOT / "results", "*/*/config.json"))
+            self.published = self._measured(read_runs(ROOT / "results", "*/*"))
         for key in ((method, task), (script, task), method, script):
             if key in self.published:
                 return self.published[key], True
