@@ -28,6 +28,7 @@ class Args(aib_run.Args):  # --env-id, --seed, --total-timesteps, --resume, ... 
     batch_size: aib_run.Count = 256  # transitions per gradient step
     gamma: aib_run.Fraction = 0.99  # discount factor
     tau: aib_run.Fraction = 0.005  # smoothing coefficient of the target networks
+    bootstrap_at_limit: bool = True  # does value lie beyond an episode's time limit? (the authors: no)
     policy_lr: aib_run.Fraction = 3e-4  # learning rate of the policy
     q_lr: aib_run.Fraction = 1e-3  # learning rate of the Q-functions and the temperature
     dynamics_lr: aib_run.Fraction = 3e-4  # learning rate of encoder and dynamics model
@@ -290,8 +291,9 @@ class ReplayBuffer:
         self.total = int(self.ends[-1])
 
     def sample(self, batch_size):
-        """Steps drawn uniformly from all finished episodes: obs, actions, next_obs, rewards, all [batch, ...], and what
-        the encoder sees of the window before each of them: (obs, actions, deltas), all [batch, time, dim]."""
+        """Steps drawn uniformly from all finished episodes: obs, actions, next_obs, rewards and last, all
+        [batch, ...], and what the encoder sees of the window before each of them: (obs, actions, deltas), all
+        [batch, time, dim]."""
         device = self.obs.device
         obs = self.obs.flatten(0, 2)  # the steps of all episodes in one list
         next_obs = self.next_obs.flatten(0, 2)
@@ -300,13 +302,15 @@ class ReplayBuffer:
         i = torch.randint(self.total, (batch_size,), device=device)
         episode = torch.searchsorted(self.ends, i, right=True)  # the one that step i lies in
         t = i - self.begins[episode]  # the step's place in that episode
+        last = t == self.rewards.shape[2] - 1  # is it the episode's last step?
         start = episode * self.obs.shape[2] + t  # where the step's window begins in these lists
         now = start + self.window_size
 
         past = start[:, None] + subsample(batch_size, self.window_size, training=True, device=device)  # all before now
         window_obs = F.embedding(past, obs)  # obs[past], faster
         window = (window_obs, F.embedding(past, actions), F.embedding(past, next_obs) - window_obs)
-        return obs[now], actions[now], next_obs[now], self.rewards.flatten(0, 1)[episode, t], window
+        rewards = self.rewards.flatten(0, 1)[episode, t]
+        return obs[now], actions[now], next_obs[now], rewards, last, window
 
 
 # ------------------------------------------------ Acting and learning -------------------------------------------------
@@ -361,7 +365,7 @@ class Agent(nn.Module):
             actions = torch.tanh(mean)
         return actions.cpu().numpy()
 
-    def update(self, obs, actions, next_obs, rewards, window, update_policy):
+    def update(self, obs, actions, next_obs, rewards, last, window, update_policy):
         """One gradient step (Algorithm 1) on a sampled batch. Returns the losses."""
         losses = {}
         obs_actions = torch.cat([obs, actions], 1)
@@ -377,7 +381,7 @@ class Agent(nn.Module):
         # From here on z is a constant. But the RL losses train the hypernetworks of their own modules.
         z = z.detach()
 
-        # Critics. Episodes end by time limit only, so the target always bootstraps.
+        # Critics. Episodes end by time limit only, so the target bootstraps there, too.
         with torch.no_grad():
             next_actions, next_log_pi = self.actor.get_action(next_obs, z)
             next_obs_actions = torch.cat([next_obs, next_actions], 1)
@@ -385,7 +389,8 @@ class Agent(nn.Module):
             qf2_next = self.qf2_target(next_obs_actions, z)
             min_qf_next = torch.min(qf1_next, qf2_next).squeeze(1)
             alpha = self.log_alpha.exp()
-            next_q_value = rewards + self.args.gamma * (min_qf_next - alpha * next_log_pi)
+            goes_on = ~last | self.args.bootstrap_at_limit
+            next_q_value = rewards + goes_on * self.args.gamma * (min_qf_next - alpha * next_log_pi)
         qf1 = self.qf1(obs_actions, z).squeeze(1)
         qf2 = self.qf2(obs_actions, z).squeeze(1)
         losses["qf_loss"] = F.mse_loss(qf1, next_q_value) + F.mse_loss(qf2, next_q_value)
@@ -427,7 +432,7 @@ class Agent(nn.Module):
             for source, slow in zip(qf.parameters(), target.parameters(), strict=True):
                 slow.lerp_(source, self.args.tau)
 
-    def diagnose(self, obs, actions, next_obs, rewards, window):
+    def diagnose(self, obs, actions, next_obs, rewards, last, window):
         """The shadow gradient: the mean norm of the gradient that the policy's loss would have with respect to z."""
         self.encoder.eval()
         z = self.encoder(*window).detach().requires_grad_()

@@ -25,6 +25,7 @@ class Args(aib_run.Args):  # --env-id, --seed, --total-timesteps, --resume, ... 
     batch_size: aib_run.Count = 256  # transitions per gradient step
     gamma: aib_run.Fraction = 0.99  # discount factor
     tau: aib_run.Fraction = 0.005  # smoothing coefficient of the target networks
+    bootstrap_at_limit: bool = True  # does value lie beyond an episode's time limit? (the authors: no)
     policy_lr: aib_run.Fraction = 3e-4  # learning rate of the policy
     q_lr: aib_run.Fraction = 1e-3  # learning rate of the Q-functions and the temperature
     context_aware: bool = False  # append the true context to the observation (Concat)
@@ -111,14 +112,16 @@ class ReplayBuffer:
         self.total = int(self.ends[-1])
 
     def sample(self, batch_size):
-        """Steps drawn uniformly from all finished episodes: obs, actions, next_obs, rewards, all [batch, ...]."""
+        """Steps drawn uniformly from all finished episodes: obs, actions, next_obs, rewards and last, all
+        [batch, ...]."""
         obs, next_obs = self.obs.flatten(0, 1), self.next_obs.flatten(0, 1)  # [episodes, T, obs_dim]
         actions, rewards = self.actions.flatten(0, 1), self.rewards.flatten(0, 1)
 
         i = torch.randint(self.total, (batch_size,), device=self.obs.device)
         episode = torch.searchsorted(self.ends, i, right=True)  # the one that step i lies in
         t = i - self.begins[episode]
-        return obs[episode, t], actions[episode, t], next_obs[episode, t], rewards[episode, t]
+        last = t == rewards.shape[1] - 1  # is it the episode's last step?
+        return obs[episode, t], actions[episode, t], next_obs[episode, t], rewards[episode, t], last
 
 
 # ------------------------------------------------ Acting and learning -------------------------------------------------
@@ -158,12 +161,12 @@ class Agent(nn.Module):
             actions = torch.tanh(mean)
         return actions.cpu().numpy()
 
-    def update(self, obs, actions, next_obs, rewards, update_policy):
+    def update(self, obs, actions, next_obs, rewards, last, update_policy):
         """One gradient step on a sampled batch. Returns the losses."""
         losses = {}
         obs_actions = torch.cat([obs, actions], 1)
 
-        # Critics. Episodes end by time limit only, so the target always bootstraps.
+        # Critics. Episodes end by time limit only, so the target bootstraps there, too.
         with torch.no_grad():
             next_actions, next_log_pi = self.actor.get_action(next_obs)
             next_obs_actions = torch.cat([next_obs, next_actions], 1)
@@ -171,7 +174,8 @@ class Agent(nn.Module):
             qf2_next = self.qf2_target(next_obs_actions)
             min_qf_next = torch.min(qf1_next, qf2_next).squeeze(1)
             alpha = self.log_alpha.exp()
-            next_q_value = rewards + self.args.gamma * (min_qf_next - alpha * next_log_pi)
+            goes_on = ~last | self.args.bootstrap_at_limit
+            next_q_value = rewards + goes_on * self.args.gamma * (min_qf_next - alpha * next_log_pi)
         qf1 = self.qf1(obs_actions).squeeze(1)
         qf2 = self.qf2(obs_actions).squeeze(1)
         losses["qf_loss"] = F.mse_loss(qf1, next_q_value) + F.mse_loss(qf2, next_q_value)

@@ -30,6 +30,7 @@ class Args(aib_run.Args):  # --env-id, --seed, --total-timesteps, --resume, ... 
     batch_size: aib_run.Count = 256  # transitions per gradient step
     gamma: aib_run.Fraction = 0.99  # discount factor
     tau: aib_run.Fraction = 0.005  # smoothing coefficient of the target networks
+    bootstrap_at_limit: bool = True  # does value lie beyond an episode's time limit? (the authors: no)
     policy_lr: aib_run.Fraction = 3e-4  # learning rate of the policy, its encoder and hypernetwork
     q_lr: aib_run.Fraction = 1e-3  # learning rate of the Q-functions and the temperature
     encoder_lr: aib_run.Fraction = 3e-4  # learning rate of the Q-functions' encoder and hypernetwork
@@ -315,8 +316,9 @@ class ReplayBuffer:
         self.total = int(self.ends[-1])
 
     def sample(self, batch_size):
-        """Steps drawn uniformly from all finished episodes: obs, actions, next_obs, rewards, all [batch, ...], and what
-        the encoder sees of the window before each of them: (obs, actions, deltas, rewards), all [batch, time, dim]."""
+        """Steps drawn uniformly from all finished episodes: obs, actions, next_obs, rewards and last, all
+        [batch, ...], and what the encoder sees of the window before each of them: (obs, actions, deltas, rewards), all
+        [batch, time, dim]."""
         device = self.obs.device
         obs = self.obs.flatten(0, 2)  # the steps of all episodes in one list
         next_obs = self.next_obs.flatten(0, 2)
@@ -326,6 +328,7 @@ class ReplayBuffer:
         i = torch.randint(self.total, (batch_size,), device=device)
         episode = torch.searchsorted(self.ends, i, right=True)  # the one that step i lies in
         t = i - self.begins[episode]  # the step's place in that episode
+        last = t == self.obs.shape[2] - self.window_size - 1  # is it the episode's last step?
         start = episode * self.obs.shape[2] + t  # where the step's window begins in these lists
         now = start + self.window_size
 
@@ -333,7 +336,7 @@ class ReplayBuffer:
         window_obs = F.embedding(past, obs)  # obs[past], faster
         deltas = F.embedding(past, next_obs) - window_obs
         window = (window_obs, F.embedding(past, actions), deltas, rewards[past][..., None])
-        return obs[now], actions[now], next_obs[now], rewards[now], window
+        return obs[now], actions[now], next_obs[now], rewards[now], last, window
 
 
 # ------------------------------------------------ Acting and learning -------------------------------------------------
@@ -379,20 +382,21 @@ class Agent(nn.Module):
             actions = torch.tanh(mean)
         return actions.cpu().numpy()
 
-    def update(self, obs, actions, next_obs, rewards, window, update_policy):
+    def update(self, obs, actions, next_obs, rewards, last, window, update_policy):
         """One gradient step on a sampled batch. Returns the losses."""
         losses = {}
         obs_actions = torch.cat([obs, actions], 1)
         self.train()
 
-        # Critics and their encoder. Episodes end by time limit only, so the target always bootstraps.
+        # Critics and their encoder. Episodes end by time limit only, so the target bootstraps there, too.
         with torch.no_grad():
             next_actions, next_log_pi = self.actor.get_action(next_obs, self.infer_for_actor(window))
             next_obs_actions = torch.cat([next_obs, next_actions], 1)
             qf1_next, qf2_next = self.critic_target(next_obs_actions, self.critic_target.infer(window))
             min_qf_next = torch.min(qf1_next, qf2_next)
             alpha = self.log_alpha.exp()
-            next_q_value = rewards + self.args.gamma * (min_qf_next - alpha * next_log_pi)
+            goes_on = ~last | self.args.bootstrap_at_limit
+            next_q_value = rewards + goes_on * self.args.gamma * (min_qf_next - alpha * next_log_pi)
         qf1, qf2 = self.critic(obs_actions, self.critic.infer(window))
         losses["qf_loss"] = F.mse_loss(qf1, next_q_value) + F.mse_loss(qf2, next_q_value)
         self.q_optimizer.zero_grad()

@@ -96,8 +96,8 @@ def short_episode(module, args, contexts=2, steps=4):
 def update(agent, buffer, steps=1, batch_size=32, reward_scale=1.0):
     """Gradient steps; returns the losses of the last one."""
     for step in range(steps):
-        obs, actions, next_obs, rewards, *window = buffer.sample(batch_size)
-        losses = agent.update(obs, actions, next_obs, reward_scale * rewards, *window, step % 2 == 0)
+        obs, actions, next_obs, rewards, *rest = buffer.sample(batch_size)
+        losses = agent.update(obs, actions, next_obs, reward_scale * rewards, *rest, step % 2 == 0)
     return losses
 
 

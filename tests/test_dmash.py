@@ -212,8 +212,9 @@ def test_sampled_windows_are_strictly_past_and_stay_in_their_episode():
         history.rewards[:] = np.arange(steps)
         history.lengths[:] = steps
         buffer.add(history)
-    obs, actions, next_obs, rewards, (w_obs, w_actions, w_deltas) = buffer.sample(20_000)
+    obs, actions, next_obs, rewards, last, (w_obs, w_actions, w_deltas) = buffer.sample(20_000)
     t = rewards
+    assert torch.equal(last, t == steps - 1)
     assert torch.equal(obs[:, 1], k + t) and torch.equal(next_obs[:, 1], k + t + 1)  # never the warm-up
     assert torch.equal(actions[:, 1], k + t)
     for part in (next_obs, actions):
@@ -244,7 +245,7 @@ def test_steps_after_a_divergence_are_not_sampled():
     buffer = random_buffer(make_agent(), lengths=np.arange(20) * 5)  # none of the first context, 95 of the last
     buffer.rewards[:] = torch.arange(100.0)
     buffer.actions[:] = torch.arange(20.0).view(20, 1, 1, 1)
-    _, actions, _, rewards, _ = buffer.sample(20_000)
+    _, actions, _, rewards, _, _ = buffer.sample(20_000)
     assert (rewards < 5 * actions[:, 0]).all() and set(actions[:, 0].tolist()) == set(range(1, 20))
 
 
@@ -291,9 +292,8 @@ def test_time_limits_bootstrap():
     agent = make_agent()
     buffer = random_buffer(agent)
     buffer.rewards[:] = torch.arange(100.0)
-    obs, actions, next_obs, rewards, window = buffer.sample(2000)
-    last = rewards == 99
-    assert last.sum() > 3
+    obs, actions, next_obs, rewards, last, window = buffer.sample(2000)
+    assert torch.equal(last, rewards == 99) and last.sum() > 3
     obs, actions, next_obs, rewards = (x[last] for x in (obs, actions, next_obs, rewards))
     window = tuple(x[last] for x in window)
     torch.manual_seed(2)
@@ -305,7 +305,7 @@ def test_time_limits_bootstrap():
         q = [f(torch.cat([obs, actions], 1), omega)[:, 0] for f in (agent.qf1, agent.qf2)]
         expected, cut = (sum(F.mse_loss(x, y) for x in q) for y in (target, rewards))
     torch.manual_seed(2)
-    loss = agent.update(obs, actions, next_obs, rewards, window, False)["qf_loss"]
+    loss = agent.update(obs, actions, next_obs, rewards, last[last], window, False)["qf_loss"]
     torch.testing.assert_close(loss, expected)
     assert abs(loss - cut) > 1e-3
 

@@ -13,6 +13,7 @@ import dma_sac
 import dmah_sac
 import dmash_sac
 import dr_sac
+import rsac
 from tools.methods import METHODS
 
 CONTEXT, CRITICS = {"encoder", "dynamics"}, {"qf1", "qf2", "qf1_target", "qf2_target"}
@@ -136,7 +137,7 @@ def test_non_detached_rl_losses_join_the_step_of_encoder_and_hypernetwork(flag):
         agent.update(*batch, True)
         gradients[detached] = [p.grad.clone() for p in context]
     torch.set_rng_state(noise)
-    obs, actions, next_obs, rewards, window = batch
+    obs, actions, next_obs, rewards, _, window = batch
     omega = agent.infer(window)  # nothing has moved, and nothing is masked: the same omega, now with gradients
     with torch.no_grad():
         next_actions, log_pi = agent.actor.get_action(next_obs, omega)
@@ -174,11 +175,26 @@ def test_buffer_without_a_window_samples_every_step_of_the_kept_episodes(script)
             diverged = np.array([False, t >= 4, False])
             history.add(obs, 0.5 * obs[:, 1:], 2 * obs[:, 1], obs + np.array([0, 1]), diverged)
         buffer.add(history)
-    obs, actions, next_obs, rewards = buffer.sample(5000)
+    obs, actions, next_obs, rewards, last = buffer.sample(5000)
+    assert torch.equal(last, obs[:, 1] == 9)
     assert torch.equal(next_obs, obs + torch.tensor([0, 1]))
     assert torch.equal(actions, 0.5 * obs[:, 1:]) and torch.equal(rewards, 2 * obs[:, 1])
     drawn = {tuple(row) for row in obs.int().tolist()}
     assert drawn == {(10 * e + c, t) for e in (1, 2) for c in range(3) for t in range(4 if c == 1 else 10)}
+
+
+@pytest.mark.parametrize("script", [dr_sac, da_sac, dma_sac, dmah_sac, dmash_sac, rsac])
+def test_without_a_bootstrap_the_target_of_last_steps_is_their_reward(script):
+    obs, actions, next_obs, rewards, last, *window = make(script)[1].sample(32)
+
+    def loss(last, **flags):
+        torch.manual_seed(1)
+        agent, _ = make(script, **({"bootstrap_at_limit": False} | flags))
+        return agent.update(obs, actions, next_obs, rewards, last, *window, False)["qf_loss"]
+
+    all_, none = torch.ones_like(last), torch.zeros_like(last)
+    assert loss(all_) == loss(none, gamma=0.0) != loss(none)
+    assert loss(none) == loss(all_, bootstrap_at_limit=True)
 
 
 # ------------------------------------------------------ DMA-Pearl ----------------------------------------------------
@@ -204,14 +220,14 @@ def test_pearl_kl_is_the_closed_form_and_evaluation_takes_the_mean():
 def test_pearl_loss_is_a_product_without_masks_and_norms():
     agent, buffer = make(dma_sac, kl_beta=0.7, dynamics_lr=0.0)
     assert agent.encoder.mask_prob == 0 and not agent.encoder.normalise
-    obs, actions, next_obs, rewards, window = buffer.sample(64)
+    obs, actions, next_obs, rewards, last, window = buffer.sample(64)
     state = torch.get_rng_state()
     agent.encoder.train()
     loss = F.mse_loss(agent.dynamics(torch.cat([obs, actions], 1), agent.encoder(*window)), next_obs - obs)
     loss = loss * (1 + 0.7 * agent.encoder.head.kl)
     expected = torch.autograd.grad(loss, [*agent.encoder.parameters(), *agent.dynamics.parameters()])
     torch.set_rng_state(state)
-    agent.update(obs, actions, next_obs, rewards, window, False)
+    agent.update(obs, actions, next_obs, rewards, last, window, False)
     for p, g in zip([*agent.encoder.parameters(), *agent.dynamics.parameters()], expected, strict=True):
         torch.testing.assert_close(p.grad, g)
 
@@ -362,7 +378,7 @@ def test_shadow_gradient_is_the_mean_norm_of_the_samples_own_gradients(script):
     agent, buffer = make(script)
     agent.actor.get_action = lambda obs, context: [x := agent.actor(obs, context)[0].tanh(), x.sum(1)]  # no noise
     agent.eval()
-    obs, _, _, _, window = batch = buffer.sample(6)
+    obs, *_, window = batch = buffer.sample(6)
     norms = []
     for i in range(6):
         z = agent.encoder(*(part[i : i + 1] for part in window)).detach().requires_grad_()

@@ -4,7 +4,6 @@ import dataclasses
 import json
 import math
 import os
-import signal
 import subprocess
 import sys
 
@@ -18,29 +17,6 @@ import aib_run
 ROOT = learning.ROOT
 
 # ------------------------------------------------ training, in this process ------------------------------------------
-
-
-@pytest.fixture
-def train(monkeypatch, tmp_path):
-    """train(script, flags) trains on DI, with K = 10 and episodes of 20 steps. Returns the finished run."""
-    di = dataclasses.replace(aib_envs.TASKS["DI"], steps=20, window=10)
-    monkeypatch.setitem(aib_envs.TASKS, "DI", di)
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
-
-    def train(script, flags="", name="runs"):
-        module = learning.script(script)
-        monkeypatch.setattr(sys, "argv", [str(ROOT / script)])
-        short = "--learning-starts 20 --total-timesteps 45 --eval-every 30 --eval-rollouts 1 --batch-size 8"
-        args = learning.parse(module, f"--run-dir {tmp_path / name} {short} {flags}")
-        run = module.train(args)
-        run.close()
-        for file in (run._metrics, run._train):
-            file.close()
-        return run
-
-    yield train
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
 
 
 def metrics_of(directory):
@@ -97,6 +73,7 @@ OTHER = {
     "batch_size": 7,
     "gamma": 0.5,
     "tau": 0.3,
+    "bootstrap_at_limit": False,
     "policy_lr": 1e-2,
     "q_lr": 1e-2,
     "dynamics_lr": 1e-2,

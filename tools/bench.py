@@ -240,11 +240,11 @@ def encoding_per_loss(module):
     """An omega of their own, with fresh masks, for the Q-loss and each policy loss. It is made, but not used."""
     original = module.Agent.update
 
-    def update(self, obs, actions, next_obs, rewards, window, update_policy):
+    def update(self, obs, actions, next_obs, rewards, last, window, update_policy):
         with torch.no_grad():
             for _ in range(1 + module.POLICY_FREQUENCY * update_policy):
                 self.infer(window)
-        return original(self, obs, actions, next_obs, rewards, window, update_policy)
+        return original(self, obs, actions, next_obs, rewards, last, window, update_policy)
 
     return {(module.Agent, "update"): update}
 
