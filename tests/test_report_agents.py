@@ -298,6 +298,28 @@ def test_wrong_z_in_the_report(tmp_path, monkeypatch, short_episodes):
     assert float(rows[2]["noise 4"]) == pytest.approx(np.mean(own["noise"]["4"][40:]), abs=0.06)
 
 
+@pytest.mark.parametrize("script", [dr_sac, dmash_sac, rsac])
+def test_sampled_actions_are_those_of_the_policys_distribution(script, short_episodes):
+    trained = fresh(script, "Cartpole")
+    agent = trained.agent
+    returns, _ = aib_envs.evaluate(trained.make_envs(TWO), agent.act, agent.window_size, 1)
+    for name, bias in (("certain", -1e3), ("uncertain", 1e3)):  # the least and the largest standard deviation
+        agent.actor.head.bias.data[1] = bias
+        agent.actor.head.weight.data[1] = 0
+        sampled = report_agents.with_sampled_actions(trained, TWO)
+        assert np.allclose(sampled, returns, atol=0.02) == (name == "certain")
+    again, _ = aib_envs.evaluate(trained.make_envs(TWO), agent.act, agent.window_size, 1)
+    assert np.array_equal(returns, again)  # afterwards the agent acts as before
+
+
+def test_stuck_rollouts_are_counted_on_ode(monkeypatch):
+    monkeypatch.setitem(aib_envs.TASKS, "ODE", dataclasses.replace(aib_envs.TASKS["ODE"], steps=5))
+    rows = report_agents.sampled_rows(fresh(dr_sac, "ODE"))
+    assert [row["set"] for row in rows] == list(aib_envs.SPLITS)
+    assert all(row["stuck, mean"] == row["stuck, sampled"] == "100 %" for row in rows)  # 5 steps earn 5 at most
+    assert not any("stuck, mean" in row for row in report_agents.sampled_rows(fresh(dr_sac, "DI")))
+
+
 def test_an_untrained_encoder_sees_the_same_windows(short_episodes):
     trained = fresh(dma_sac, "DI")
     rows, z = report_agents.embedding_rows(trained)  # here the untrained encoder is its own

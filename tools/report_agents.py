@@ -23,8 +23,10 @@ from sklearn.metrics.pairwise import cosine_similarity
 import aib_envs
 import aib_run
 from report import (
+    STUCK,
     Page,
     csv_text,
+    even,
     fail,
     legend,
     modes,
@@ -494,6 +496,49 @@ def wrong_z_figure(results, task):
     return figure
 
 
+# --------------------------------------------------- Sampled actions -------------------------------------------------
+
+
+def with_sampled_actions(trained, contexts, rollouts=1, seed=0):
+    """Returns [n, rollouts] in the benchmark's protocol, but with actions that the policy samples, as it does in
+    training, instead of its mean actions. The encoder stays in evaluation mode."""
+    agent = trained.agent
+    generator = torch.Generator().manual_seed(seed)
+
+    def sample(actor, inputs, output):
+        mean, log_std = output
+        noise = torch.randn(mean.shape, generator=generator).to(mean.device)
+        return mean + log_std.exp() * noise, log_std
+
+    envs = trained.make_envs(contexts)
+    hook = agent.actor.register_forward_hook(sample)
+    try:
+        returns, _ = aib_envs.evaluate(envs, agent.act, agent.window_size, rollouts)
+    finally:
+        hook.remove()
+        envs.close()
+    return returns
+
+
+def sampled_rows(trained, rollouts=1):
+    """Rows of the table, one for each set: returns of mean and of sampled actions; on ODE, how many are stuck."""
+    contexts = aib_envs.eval_contexts(trained.task)
+    envs = trained.make_envs(contexts)
+    mean, _ = aib_envs.evaluate(envs, trained.agent.act, trained.agent.window_size, rollouts)
+    envs.close()
+    kinds = {"mean": mean, "sampled": with_sampled_actions(trained, contexts, rollouts)}
+    rows = []
+    for split in aib_envs.SPLITS:
+        row = {"task": trained.task, "run": trained.name, "set": split}
+        for kind, returns in kinds.items():
+            own = aib_envs.by_split(returns)[split]
+            row[f"{kind} actions"] = f"{own.mean():.1f}"
+            if trained.task == "ODE":
+                row[f"stuck, {kind}"] = f"{100 * (own <= STUCK).mean():.0f} %"
+        rows.append(row)
+    return rows
+
+
 # ----------------------------------------------- Adaptation inside an episode ----------------------------------------
 
 
@@ -635,6 +680,9 @@ standard deviation over the 60 contexts of the mean z of each, in each dimension
 transitions only, and zeros as in the warm-up for the others; of these the encoder looks at every fifth. Another
 context's z is what the agent inferred there at the same step of its own episode; that context lies half a set away.
 
+Sampled actions: the benchmark's evaluation takes the policy's mean action; here it also samples, as in training. A
+rollout of ODE with a return of 60 or less has waited at a wrong equilibrium: it is stuck.
+
 Adaptation: 20 contexts, four episodes each. In the middle of an episode the actuators change; or, with the actuators as
 they were, the window is filled with what an agent in the other mode, otherwise the same context, has gone through.
 Steps to 90 %: from the change until five begin whose mean reward is back at 90 % of the level before.
@@ -672,7 +720,8 @@ def add_wrong_z(page, task, agents, rollouts, rows):
 
 
 def report(directories, out, rollouts=1):
-    """Everything that `python tools/report_agents.py` writes. `rollouts`: of each context, for every wrong z."""
+    """Everything that `python tools/report_agents.py` writes. `rollouts`: of each context, for wrong z and
+    sampled actions."""
     agents, problems = [], []
     for directory in dict.fromkeys(directories):
         try:
@@ -685,7 +734,7 @@ def report(directories, out, rollouts=1):
     agents.sort(key=lambda pair: (pair[1].task, rank(pair[1].method), pair[1].name))
     page = Page(out / "figures", "figures")
     page.text("How to read this", ABOUT)
-    rows, wrong, times = [], [], []
+    rows, wrong, sampled, times = [], [], [], []
     numbers = {}
     for task in dict.fromkeys(trained.task for _, trained in agents):
         own = [(directory, trained) for directory, trained in agents if trained.task == task]
@@ -694,6 +743,8 @@ def report(directories, out, rollouts=1):
             several = len({other.steps for _, other in own if other.method == trained.method}) > 1
             label = f"{trained.method}, {trained.steps:,} steps" if several else trained.method
             labelled.append((directory, trained, label))
+            if hasattr(trained.agent, "log_alpha"):  # soft actor-critic, whose policy is stochastic
+                sampled += sampled_rows(trained, rollouts)
             if trained.encoders:
                 add_agent(page, task, trained, directory, rows)
             if mode_of(task):
@@ -712,6 +763,7 @@ def report(directories, out, rollouts=1):
             page.figure(task, f"{task}_adaptation", adaptation_figure(results, task), f"Adaptation on {task}")
     page.table("Embeddings", "embeddings", rows)
     page.table("Wrong z", "wrong_z", wrong)
+    page.table("Sampled actions", "sampled_actions", even(sampled))
     page.table("Adaptation", "adaptation", times)
     for problem in problems:
         page.text("Notes", f"- {problem}")
@@ -727,7 +779,9 @@ def main():
     parser.error = fail
     parser.add_argument("runs", nargs="+", type=Path, help="directories of finished runs")
     parser.add_argument("--out", type=Path, default=Path("report"), help="where the report is written")
-    parser.add_argument("--rollouts", type=int, default=1, help="episodes in each context for every wrong z")
+    parser.add_argument(
+        "--rollouts", type=int, default=1, help="episodes in each context for wrong z and sampled actions"
+    )
     args = parser.parse_args()
     if args.rollouts < 1:
         fail("--rollouts must be at least 1")
