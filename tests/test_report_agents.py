@@ -314,10 +314,12 @@ def test_sampled_actions_are_those_of_the_policys_distribution(script, short_epi
 
 def test_stuck_rollouts_are_counted_on_ode(monkeypatch):
     monkeypatch.setitem(aib_envs.TASKS, "ODE", dataclasses.replace(aib_envs.TASKS["ODE"], steps=5))
-    rows = report_agents.sampled_rows(fresh(dr_sac, "ODE"))
+    ode, di = fresh(dr_sac, "ODE"), fresh(dr_sac, "DI")
+    rows = report_agents.actions_rows(ode, report_agents.kinds_of_actions(ode))
     assert [row["set"] for row in rows] == list(aib_envs.SPLITS)
     assert all(row["stuck, mean"] == row["stuck, sampled"] == "100 %" for row in rows)  # 5 steps earn 5 at most
-    assert not any("stuck, mean" in row for row in report_agents.sampled_rows(fresh(dr_sac, "DI")))
+    found = {kind: np.zeros((60, 1)) for kind in ("mean", "sampled")}
+    assert not any("stuck, mean" in row for row in report_agents.actions_rows(di, found))
 
 
 def test_an_untrained_encoder_sees_the_same_windows(short_episodes):

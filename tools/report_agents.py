@@ -520,17 +520,21 @@ def with_sampled_actions(trained, contexts, rollouts=1, seed=0):
     return returns
 
 
-def sampled_rows(trained, rollouts=1):
-    """Rows of the table, one for each set: returns of mean and of sampled actions; on ODE, how many are stuck."""
+def kinds_of_actions(trained, rollouts=1):
+    """Returns [60, rollouts] of the policy's mean actions and of sampled ones: {"mean": ..., "sampled": ...}."""
     contexts = aib_envs.eval_contexts(trained.task)
     envs = trained.make_envs(contexts)
     mean, _ = aib_envs.evaluate(envs, trained.agent.act, trained.agent.window_size, rollouts)
     envs.close()
-    kinds = {"mean": mean, "sampled": with_sampled_actions(trained, contexts, rollouts)}
+    return {"mean": mean, "sampled": with_sampled_actions(trained, contexts, rollouts)}
+
+
+def actions_rows(trained, found):
+    """Rows of the table, one a set, of what `kinds_of_actions` has found; on ODE also the share that is stuck."""
     rows = []
     for split in aib_envs.SPLITS:
         row = {"task": trained.task, "run": trained.name, "set": split}
-        for kind, returns in kinds.items():
+        for kind, returns in found.items():
             own = aib_envs.by_split(returns)[split]
             row[f"{kind} actions"] = f"{own.mean():.1f}"
             if trained.task == "ODE":
@@ -744,7 +748,7 @@ def report(directories, out, rollouts=1):
             label = f"{trained.method}, {trained.steps:,} steps" if several else trained.method
             labelled.append((directory, trained, label))
             if hasattr(trained.agent, "log_alpha"):  # soft actor-critic, whose policy is stochastic
-                sampled += sampled_rows(trained, rollouts)
+                sampled += actions_rows(trained, kinds_of_actions(trained, rollouts))
             if trained.encoders:
                 add_agent(page, task, trained, directory, rows)
             if mode_of(task):

@@ -232,12 +232,15 @@ def roll_out(runs, directories):
     known = wrong_z_of_agents()
     for name, path in agents.items():
         trained = report_agents.load(path)
-        if name in known or not report_agents.encoder_of(trained.agent):
+        if not report_agents.encoder_of(trained.agent) or "actions" in known.get(name, {}):
             continue
-        print(f"{name}: is told a wrong z", file=sys.stderr)
-        found = report_agents.wrong_z(trained)
-        means = {part: {key: round(x.mean(), 1) for key, x in group.items()} for part, group in found.items()}
-        known[name] = {"task": trained.task, "method": trained.method, "steps": trained.steps} | means
+        print(f"{name}: is told a wrong z, and samples its actions", file=sys.stderr)
+        found = {"actions": report_agents.kinds_of_actions(trained)}
+        if name not in known:
+            known[name] = {"task": trained.task, "method": trained.method, "steps": trained.steps}
+            found |= report_agents.wrong_z(trained)
+        for part, group in found.items():
+            known[name][part] = {key: round(x.mean(), 1) for key, x in group.items()}
         report.write(RESULTS / "wrong_z.json", json.dumps(known, indent=1) + "\n")
     shown = [median_run([run for run in report.main_runs(runs, "DI") if run.method == method]) for method in SHOWN]
     names = [run.name for run in shown if run]
@@ -308,7 +311,8 @@ def add_adaptation(page, runs):
 
 
 def wrong_z_of_agents():
-    """{run: its task, method, steps, and the mean return under each wrong z, as report_agents.wrong_z names them}."""
+    """{run: its task, method, steps, and the mean return under each wrong z and each kind of actions, as
+    report_agents.wrong_z and kinds_of_actions name them}."""
     path = RESULTS / "wrong_z.json"
     return json.loads(path.read_text()) if path.exists() else {}
 
@@ -322,6 +326,7 @@ def wrong_z_table(agents):
         row |= {f"noise {level}": agent["noise"][level] for level in ("0.5", "1", "2")}
         row |= {"empty window": agent["window"]["0"], "1 transition": agent["window"]["1"]}
         row |= {f"z of {whose}": agent["z of"].get(whose, "") for whose in ("same mode", "other mode")}
+        row["sampled actions"] = agent.get("actions", {}).get("sampled", "")
         rows.append(row)
     return rows
 

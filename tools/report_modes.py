@@ -1,0 +1,205 @@
+"""What trained agents do in a mode that they have never seen: tasks with several signs, as in relatives/aib_signs.py.
+
+python tools/report_modes.py runs/<dir> ...    loads their agents: report/modes.md
+"""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import aib_envs
+import report_agents
+from report import Page, csv_text, fail, legend, panels, plt, rank, tell, write
+
+ABOUT = """One episode in each of the 60 contexts, mean actions, evaluation-mode encoder. Seen modes are those of train
+and eval-in. Dynamics error: mean squared error of the predicted change of the observation, over the mean square of the
+change itself, so that 1 is what a model earns that predicts no change. Nearest z: to which seen mode's mean z the mean
+z of the episodes is nearest. Distance: from the mean z of this mode to the nearest one of another seen mode, in units
+of the mean distance between seen modes. Acts as in: in which seen mode the same policy, in the same state, would act
+most like it; it is then told the mean z of that mode. Forces towards the goal (DI only): the share of the first
+quarter's steps in which the force along x, along y drives the point towards 0.
+"""
+
+
+def mode_keys(task):
+    """The keys of the task's dimensions with two values."""
+    return [d.key for d in aib_envs.get_task(task).dimensions if d.values]
+
+
+def name_of(mode):
+    """ "+ -" of (1, -1)."""
+    return " ".join("-" if value == -1 else "+" if value == 1 else str(value) for value in mode)
+
+
+class Recorder:
+    """Episodes of one agent in all contexts. After `play`: returns [n], obs, actions, next_obs [n, T, dim]; z [n, T, 8]
+    and the dynamics model's predictions [n, T, obs_dim], None without an encoder or a dynamics model."""
+
+    def __init__(self, trained, contexts):
+        self.trained, self.contexts = trained, contexts
+
+    def play(self):
+        agent, task = self.trained.agent, aib_envs.get_task(self.trained.task)
+        encoder = report_agents.encoder_of(agent)
+        z, kept = [], []
+        hooks = [encoder.register_forward_hook(lambda module, inputs, output: z.append(output))] if encoder else []
+        predictions = []
+
+        def policy(obs, history):
+            actions = agent.act(obs, history)
+            if hasattr(agent, "dynamics"):
+                predictions.append(self.predict(obs, actions, z[-1]))
+            kept.append((obs, actions))
+            return actions
+
+        envs = self.trained.make_envs(self.contexts)
+        try:
+            returns, _ = aib_envs.evaluate(envs, policy, agent.window_size, 1)
+        finally:
+            for hook in hooks:
+                hook.remove()
+            envs.close()
+        self.returns = returns[:, 0]
+        obs, actions = (np.stack(part, axis=1)[:, -task.steps :] for part in zip(*kept, strict=True))
+        self.obs, self.actions = obs[:, :-1], actions[:, :-1]  # the last one's next observation is not seen
+        self.deltas = obs[:, 1:] - obs[:, :-1]
+        last = lambda parts: torch.stack(parts, 1)[:, -task.steps : -1].cpu().numpy() if parts else None
+        self.z, self.predictions = last(z), last(predictions)
+        return self
+
+    @torch.no_grad()
+    def predict(self, obs, actions, z):
+        agent = self.trained.agent
+        inputs = torch.from_numpy(np.concatenate([obs, actions], 1)).to(z.device)
+        return agent.dynamics(inputs, self.told(z))
+
+    def told(self, z):
+        """What the networks are told when z is inferred."""
+        inference = getattr(self.trained.agent, "infer_for_actor", self.trained.agent)  # of RSAC, of the others
+        hypernetwork = getattr(inference, "hypernetwork", None)
+        return z if hypernetwork is None else hypernetwork(z)
+
+    @torch.no_grad()
+    def actions_with(self, z):
+        """The policy's mean actions [n, T, act_dim] in the recorded states if z [8] were inferred in all of them."""
+        agent = self.trained.agent
+        obs = torch.from_numpy(self.obs).flatten(0, 1).to(agent.log_alpha.device)
+        z = torch.from_numpy(z).to(obs.device).expand(len(obs), -1)
+        mean, _ = agent.actor(obs, self.told(z))
+        return torch.tanh(mean).view(self.actions.shape).cpu().numpy()
+
+
+def rows_of(trained, played, contexts):
+    """Rows of the table: one for each mode. And the mean z of each context [60, 8], None without an encoder."""
+    keys = mode_keys(trained.task)
+    mode = [tuple(context[key] for key in keys) for context in contexts]
+    seen = sorted(set(mode[:40]), reverse=True)  # train and eval-in
+    of = lambda which: np.array([m == which for m in mode])
+    z = centres = None
+    if played.z is not None:
+        z = played.z.mean(1)
+        centres = {m: z[of(m)].mean(0) for m in seen}
+        scale = np.mean([np.linalg.norm(centres[a] - centres[b]) for a in seen for b in seen if a != b])
+        as_in = {m: played.actions_with(centres[m]) for m in seen}
+    rows = []
+    for m in sorted(set(mode), reverse=True):
+        own = of(m)
+        row = {"task": trained.task, "run": trained.name, "mode": name_of(m), "seen": "yes" if m in seen else "no"}
+        row["return"] = f"{played.returns[own].mean():.1f}"
+        if played.predictions is not None:
+            error = np.mean((played.predictions[own] - played.deltas[own]) ** 2) / np.mean(played.deltas[own] ** 2)
+            row["dynamics error"] = f"{error:.2g}"
+        if centres:
+            distances = np.stack([np.linalg.norm(z[own] - centres[s], axis=1) for s in seen])
+            row["nearest z"] = shares(distances.argmin(0), seen)
+            others = [np.linalg.norm(z[own].mean(0) - centres[s]) for s in seen if s != m]
+            row["distance"] = f"{min(others) / scale:.2f}"
+            unlike = np.stack([((played.actions[own] - as_in[s][own]) ** 2).mean((1, 2)) for s in seen])
+            row["acts as in"] = shares(unlike.argmin(0), seen)
+        if trained.task == "DI-Signs":
+            quarter = played.obs.shape[1] // 4
+            pushed = played.actions[own, :quarter] * np.array(m)
+            towards = (pushed * played.obs[own, :quarter, :2] < 0).mean((0, 1))
+            row["forces towards the goal"] = ", ".join(f"{100 * share:.0f} %" for share in towards)
+        rows.append(row)
+    return rows, z
+
+
+def shares(indices, seen):
+    """ "+ -: 75 %, - +: 25 %" of indices into the seen modes."""
+    counts = np.bincount(indices, minlength=len(seen)) / len(indices)
+    return ", ".join(f"{name_of(m)}: {100 * share:.0f} %" for m, share in zip(seen, counts, strict=True) if share)
+
+
+def figure_of(trained, z, contexts):
+    """The mean z of each context on the first two principal components of those in seen modes."""
+    keys = mode_keys(trained.task)
+    mode = [tuple(context[key] for key in keys) for context in contexts]
+    centre = z[:40].mean(0)
+    axes = np.linalg.svd(z[:40] - centre, full_matrices=False)[2][:2]
+    places = (z - centre) @ axes.T
+    figure, (axis,) = panels(1, [trained.name])
+    for m in sorted(set(mode), reverse=True):
+        own = np.array([other == m for other in mode])
+        marker = "o" if m in mode[:40] else "x"
+        axis.scatter(*places[own].T, s=15, marker=marker, label=name_of(m) + (" unseen" if marker == "x" else ""))
+    axis.set(xlabel="first principal component of z", ylabel="second")
+    legend(figure, [axis])
+    return figure
+
+
+def report(directories, out):
+    """Everything that `python tools/report_modes.py` writes."""
+    agents, problems = [], []
+    for directory in dict.fromkeys(directories):
+        try:
+            trained = report_agents.load(directory)
+        except (Exception, SystemExit) as error:  # torch's are of many kinds; aib_run ends programs
+            problems.append(f"{directory}: cannot be used ({type(error).__name__}: {str(error).partition(chr(10))[0]})")
+            continue
+        if len(mode_keys(trained.task)) < 2:
+            problems.append(f"{directory}: not a task with several signs, but {trained.task}")
+        elif not hasattr(trained.agent, "log_alpha"):
+            problems.append(f"{directory}: not soft actor-critic, but {trained.method}")
+        else:
+            agents.append((directory, trained))
+    tell(problems)
+    if not agents:
+        fail("no agents, nothing is written")
+    agents.sort(key=lambda pair: (pair[1].task, rank(pair[1].method), pair[1].name))
+    page = Page(out / "figures", "figures")
+    page.text("How to read this", ABOUT)
+    table = []
+    for directory, trained in agents:
+        contexts = aib_envs.eval_contexts(trained.task)
+        rows, z = rows_of(trained, Recorder(trained, contexts).play(), contexts)
+        table += rows
+        if z is not None:
+            figure = figure_of(trained, z, contexts)
+            page.figure(trained.task, f"{directory.name}_modes", figure, f"Mean z of {trained.name} in each context")
+    columns = dict.fromkeys(name for row in table for name in row)
+    page.table("Modes", "modes", [{name: row.get(name, "") for name in columns} for row in table])
+    for problem in problems:
+        page.text("Notes", f"- {problem}")
+    write(out / "tables" / "modes.csv", csv_text(page.tables["modes"]))
+    write(out / "modes.md", page.render("Modes") + "\n")
+    plt.close("all")
+    print(f"{len(agents)} agents: {out / 'modes.md'}")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.error = fail
+    parser.add_argument("runs", nargs="+", type=Path, help="directories of finished runs")
+    parser.add_argument("--out", type=Path, default=Path("report"), help="where the report is written")
+    args = parser.parse_args()
+    try:
+        report(args.runs, args.out)
+    except OSError as error:
+        fail(error)
+
+
+if __name__ == "__main__":
+    main()
