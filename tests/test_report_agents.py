@@ -7,6 +7,7 @@ import json
 import math
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import numpy as np
@@ -306,10 +307,46 @@ def test_sampled_actions_are_those_of_the_policys_distribution(script, short_epi
     for name, bias in (("certain", -1e3), ("uncertain", 1e3)):  # the least and the largest standard deviation
         agent.actor.head.bias.data[1] = bias
         agent.actor.head.weight.data[1] = 0
-        sampled = report_agents.with_sampled_actions(trained, TWO)
+        with report_agents.sampling(agent):
+            sampled, _ = aib_envs.evaluate(trained.make_envs(TWO), agent.act, agent.window_size, 1)
         assert np.allclose(sampled, returns, atol=0.02) == (name == "certain")
     again, _ = aib_envs.evaluate(trained.make_envs(TWO), agent.act, agent.window_size, 1)
     assert np.array_equal(returns, again)  # afterwards the agent acts as before
+
+
+@pytest.mark.parametrize("script", [dr_sac, dmash_sac, rsac])
+def test_kinds_of_actions(script, short_episodes):
+    trained = fresh(script, "Cartpole")
+    found = report_agents.kinds_of_actions(trained)
+    noise = found["noisy"].actions[:, 0] - found["mean"].actions[:, 0]  # in the same first states
+    assert 0.03 < noise.std() < 0.08
+    if script is dr_sac:
+        assert set(found) == {"mean", "noisy", "sampled"} and found["mean"].z is None
+        return
+    fixed = found["mean, fixed z"].z
+    assert np.array_equal(fixed, np.broadcast_to(fixed[:, :1], fixed.shape))
+    assert np.allclose(fixed[:, 0], found["sampled"].z.mean(1))
+    again, _ = aib_envs.evaluate(trained.make_envs(TWO), trained.agent.act, trained.agent.window_size, 1)
+    fresh_one = fresh(script, "Cartpole").agent
+    assert np.array_equal(again, aib_envs.evaluate(trained.make_envs(TWO), fresh_one.act, fresh_one.window_size, 1)[0])
+
+
+def test_calm_windows_of_made_up_episodes():
+    """z tells the mode where the actions have been large, and nothing where they have been small."""
+    trained = fresh(dma_sac, "DI")
+    modes = np.array([context["inversion"] for context in aib_envs.eval_contexts("DI")])
+    actions = np.full((60, 99, 2), 0.3)
+    actions[:30, 40:] = 0.01
+    calm = np.zeros((60, 99), bool)
+    calm[:30, 64:] = True  # the 24 steps before are all small
+    z = np.zeros((60, 99, 8))
+    z[..., 0] = np.where(calm, 0.5, 0.5 + 0.5 * modes[:, None])
+    clear = np.zeros_like(z)
+    clear[..., 0] = 0.5 + 0.5 * modes[:, None]
+    episodes = lambda z: types.SimpleNamespace(z=z, actions=actions)
+    found = report_agents.calm_windows(trained, {"mean": episodes(z), "noisy": episodes(z), "sampled": episodes(clear)})
+    assert found["mean"][0.0, 0.02] == pytest.approx((30 * 35 / (60 * 75), 0.0, 1.0))
+    assert found["mean"][0.2, 0.5][1:] == found["sampled"][0.0, 0.02][1:] == (1.0, 0.0)
 
 
 def test_stuck_rollouts_are_counted_on_ode(monkeypatch):
@@ -317,8 +354,10 @@ def test_stuck_rollouts_are_counted_on_ode(monkeypatch):
     ode, di = fresh(dr_sac, "ODE"), fresh(dr_sac, "DI")
     rows = report_agents.actions_rows(ode, report_agents.kinds_of_actions(ode))
     assert [row["set"] for row in rows] == list(aib_envs.SPLITS)
-    assert all(row["stuck, mean"] == row["stuck, sampled"] == "100 %" for row in rows)  # 5 steps earn 5 at most
-    found = {kind: np.zeros((60, 1)) for kind in ("mean", "sampled")}
+    assert all(
+        row["stuck, mean"] == row["stuck, noisy"] == row["stuck, sampled"] == "100 %" for row in rows
+    )  # 5 steps earn 5 at most
+    found = {kind: types.SimpleNamespace(returns=np.zeros(60)) for kind in ("mean", "sampled")}
     assert not any("stuck, mean" in row for row in report_agents.actions_rows(di, found))
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import types
 from pathlib import Path
 
 import learning
@@ -39,7 +40,7 @@ METHODS = ["dr_sac.py", "da_sac.py", "dma_sac.py", "dmah_sac.py", "dmash_sac.py"
 def test_every_method_gets_a_row_for_each_mode(script, flags, fresh):
     trained = fresh(script, flags)
     contexts = aib_envs.eval_contexts(trained.task)
-    played = report_modes.Recorder(trained, contexts).play()
+    played = report_agents.Episodes(trained, contexts, predict=True)
     rows, z = report_modes.rows_of(trained, played, contexts)
     assert [row["mode"] for row in rows] == ["+ +", "+ -", "- +", "- -"]
     assert [row["seen"] for row in rows] == ["yes", "yes", "yes", "no"]
@@ -68,7 +69,7 @@ def test_predictions_are_those_of_the_dynamics_model_with_the_agents_own_window(
         return actions
 
     agent.act = remember
-    played = report_modes.Recorder(trained, contexts).play()
+    played = report_agents.Episodes(trained, contexts, predict=True)
     assert np.allclose(played.predictions, np.stack(seen, 1)[:, -12:-1], atol=1e-6)
     assert np.allclose(played.obs[:, 1:], (played.obs + played.deltas)[:, :-1])
 
@@ -79,7 +80,7 @@ def test_told_its_own_z_the_policy_acts_as_it_did(flags, fresh):
     encoder = report_agents.encoder_of(trained.agent)
     z = torch.full((8,), 0.3)
     encoder.register_forward_hook(lambda module, inputs, output: z.expand_as(output))
-    played = report_modes.Recorder(trained, aib_envs.eval_contexts(trained.task)[:3]).play()
+    played = report_agents.Episodes(trained, aib_envs.eval_contexts(trained.task)[:3])
     assert np.allclose(played.actions_with(z.numpy()), played.actions, atol=1e-6)
     assert not np.allclose(played.actions_with(-z.numpy()), played.actions, atol=1e-6)
 
@@ -89,7 +90,7 @@ def test_what_the_table_says(fresh):
     trained = fresh("dmash_sac.py")
     contexts = aib_envs.eval_contexts(trained.task)
     mode = np.array([[c["inversion_x"], c["inversion_y"]] for c in contexts])
-    played = report_modes.Recorder(trained, contexts)
+    played = types.SimpleNamespace()
     shown = np.where((mode == -1).all(1)[:, None], [1, -1], mode)
     played.z = np.zeros((60, 11, 8), np.float32)
     played.z[:, :, :2] = shown[:, None]

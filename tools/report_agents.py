@@ -5,7 +5,9 @@ python tools/report_agents.py runs/<dir> ...    loads their agents: report/agent
 """
 
 import argparse
+import contextlib
 import copy
+import itertools
 import json
 from dataclasses import dataclass, replace
 from functools import partial
@@ -361,6 +363,62 @@ class ShortWindow:
         return tuple(part * shown for part in self.history.window(positions, with_rewards))
 
 
+class Episodes:
+    """One episode in each context, in the benchmark's protocol. returns [n]; obs, actions, deltas [n, T - 1, dim]; z
+    [n, T - 1, 8], None without an encoder; predictions of the deltas [n, T - 1, obs_dim] if they are asked for and
+    there is a dynamics model, else None. The last step is left out: what comes after it is not seen. `noise`: standard
+    deviation of Gaussian noise that is added to the actions."""
+
+    def __init__(self, trained, contexts, predict=False, noise=0.0):
+        self.agent, steps = trained.agent, aib_envs.get_task(trained.task).steps
+        encoder = encoder_of(self.agent)
+        z, kept, predictions, rng = [], [], [], np.random.default_rng(0)
+        hooks = [encoder.register_forward_hook(lambda module, inputs, output: z.append(output))] if encoder else []
+
+        def policy(obs, history):
+            actions = self.agent.act(obs, history)
+            if noise:
+                actions = np.clip(actions + noise * rng.standard_normal(actions.shape, np.float32), -1, 1)
+            kept.append((obs, actions))
+            if predict and hasattr(self.agent, "dynamics"):
+                predictions.append(self.predict(obs, actions, z[-1]))
+            return actions
+
+        envs = trained.make_envs(contexts)
+        try:
+            returns, _ = aib_envs.evaluate(envs, policy, self.agent.window_size, 1)
+        finally:
+            for hook in hooks:
+                hook.remove()
+            envs.close()
+        self.returns = returns[:, 0]
+        obs, actions = (np.stack(part, axis=1)[:, -steps:] for part in zip(*kept, strict=True))
+        self.obs, self.actions = obs[:, :-1], actions[:, :-1]
+        self.deltas = obs[:, 1:] - obs[:, :-1]
+        stacked = lambda parts: torch.stack(parts, 1)[:, -steps:-1].cpu().numpy() if parts else None
+        self.z, self.predictions = stacked(z), stacked(predictions)
+
+    def told(self, z):
+        """What the networks are told when z is inferred."""
+        inference = getattr(self.agent, "infer_for_actor", self.agent)  # of RSAC, of the others
+        hypernetwork = getattr(inference, "hypernetwork", None)
+        return z if hypernetwork is None else hypernetwork(z)
+
+    @torch.no_grad()
+    def predict(self, obs, actions, z):
+        """The dynamics model's prediction of one step [n, obs_dim]."""
+        inputs = torch.from_numpy(np.concatenate([obs, actions], 1)).to(z.device)
+        return self.agent.dynamics(inputs, self.told(z))
+
+    @torch.no_grad()
+    def actions_with(self, z):
+        """The policy's mean actions [n, T - 1, act_dim] in the same states if z [8] were inferred in all of them."""
+        obs = torch.from_numpy(self.obs).flatten(0, 1).to(self.agent.log_alpha.device)
+        z = torch.from_numpy(z).to(obs.device).expand(len(obs), -1)
+        mean, _ = self.agent.actor(obs, self.told(z))
+        return torch.tanh(mean).view(self.actions.shape).cpu().numpy()
+
+
 def returns_with(trained, contexts, rollouts=1, change=lambda z: z, length=None):
     """Returns [n, rollouts] in the benchmark's protocol. At every step, those of the warm-up included, the policy is
     told `change(z)` instead of z [n, 8], inferred from the last `length` transitions (None: from the whole window)."""
@@ -496,13 +554,12 @@ def wrong_z_figure(results, task):
     return figure
 
 
-# --------------------------------------------------- Sampled actions -------------------------------------------------
+# --------------------------------------------------- Kinds of actions ------------------------------------------------
 
 
-def with_sampled_actions(trained, contexts, rollouts=1, seed=0):
-    """Returns [n, rollouts] in the benchmark's protocol, but with actions that the policy samples, as it does in
-    training, instead of its mean actions. The encoder stays in evaluation mode."""
-    agent = trained.agent
+@contextlib.contextmanager
+def sampling(agent, seed=0):
+    """Within it the agent's policy samples its actions in evaluation, as it does in training; its encoder does not."""
     generator = torch.Generator().manual_seed(seed)
 
     def sample(actor, inputs, output):
@@ -510,23 +567,30 @@ def with_sampled_actions(trained, contexts, rollouts=1, seed=0):
         noise = torch.randn(mean.shape, generator=generator).to(mean.device)
         return mean + log_std.exp() * noise, log_std
 
-    envs = trained.make_envs(contexts)
     hook = agent.actor.register_forward_hook(sample)
     try:
-        returns, _ = aib_envs.evaluate(envs, agent.act, agent.window_size, rollouts)
+        yield
     finally:
         hook.remove()
-        envs.close()
-    return returns
 
 
-def kinds_of_actions(trained, rollouts=1):
-    """Returns [60, rollouts] of the policy's mean actions and of sampled ones: {"mean": ..., "sampled": ...}."""
-    contexts = aib_envs.eval_contexts(trained.task)
-    envs = trained.make_envs(contexts)
-    mean, _ = aib_envs.evaluate(envs, trained.agent.act, trained.agent.window_size, rollouts)
-    envs.close()
-    return {"mean": mean, "sampled": with_sampled_actions(trained, contexts, rollouts)}
+NOISY = 0.05  # standard deviation of the noise on actions, which lie in [-1, 1]
+
+
+def kinds_of_actions(trained):
+    """An episode in each of the 60 contexts, {kind: Episodes}: with the policy's mean actions, as the benchmark has it;
+    with a little noise on them; with sampled actions; and with mean actions while the policy is told a fixed z, the
+    mean of the context's own z under sampled actions (of methods with an encoder)."""
+    play = partial(Episodes, trained, aib_envs.eval_contexts(trained.task))
+    found = {"mean": play(), "noisy": play(noise=NOISY)}
+    with sampling(trained.agent):
+        found["sampled"] = play()
+    if encoder_of(trained.agent):
+        z = found["sampled"].z.mean(1)
+        hook = encoder_of(trained.agent).register_forward_hook(lambda *now: torch.from_numpy(z).to(now[2].device))
+        found["mean, fixed z"] = play()
+        hook.remove()
+    return found
 
 
 def actions_rows(trained, found):
@@ -534,12 +598,63 @@ def actions_rows(trained, found):
     rows = []
     for split in aib_envs.SPLITS:
         row = {"task": trained.task, "run": trained.name, "set": split}
-        for kind, returns in found.items():
-            own = aib_envs.by_split(returns)[split]
-            row[f"{kind} actions"] = f"{own.mean():.1f}"
+        for kind, episodes in found.items():
+            own = aib_envs.by_split(episodes.returns)[split]
+            row[kind] = f"{own.mean():.1f}"
             if trained.task == "ODE":
                 row[f"stuck, {kind}"] = f"{100 * (own <= STUCK).mean():.0f} %"
         rows.append(row)
+    return rows
+
+
+CALM = (0.0, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)  # bounds of the mean size of the actions in a window
+
+
+def calm_windows(trained, found):
+    """What z tells about the mode after calm windows, of what `kinds_of_actions` has found: {kind: {bounds: (share of
+    steps, mean place of z, share of steps with an unclear z)}}. The place is 1 at the mean z of the context's own mode
+    and -1 at that of the other, which are taken from sampled actions; below 0.3 it is called unclear."""
+    if aib_envs.get_task(trained.task).steps - 1 <= trained.agent.window_size:
+        return {}  # there is no full window
+    key = mode_of(trained.task)
+    modes_of = np.array([context[key] for context in aib_envs.eval_contexts(trained.task)])
+    z = found["sampled"].z.mean(1)
+    low, high = (z[modes_of == mode].mean(0) for mode in np.unique(modes_of))
+    own = np.where(modes_of == modes_of.max(), 1, -1)[:, None]
+    window = trained.agent.window_size
+    tables = {}
+    for kind in ("mean", "noisy", "sampled"):
+        episodes = found[kind]
+        place = own * ((episodes.z - (low + high) / 2) @ (high - low)) * 2 / ((high - low) ** 2).sum()
+        sizes = np.abs(episodes.actions).mean(2)
+        size = np.lib.stride_tricks.sliding_window_view(sizes, window, axis=1)[:, :-1].mean(2)  # of the steps before
+        place = place[:, window:]
+        tables[kind] = {}
+        for bounds in itertools.pairwise(CALM):
+            inside = (size >= bounds[0]) & (size < bounds[1])
+            if inside.mean() >= 0.005:  # fewer steps tell nothing
+                there = place[inside]
+                tables[kind][bounds] = inside.mean(), there.mean(), (there < 0.3).mean()
+    return tables
+
+
+def calm_rows(trained, tables):
+    """Rows of the table of what `calm_windows` has found."""
+    rows = []
+    for kind, table in tables.items():
+        for (low, high), (share, place, unclear) in table.items():
+            row = {
+                "task": trained.task,
+                "run": trained.name,
+                "actions": kind,
+                "mean size in the window": f"{low:g} to {high:g}",
+            }
+            row |= {
+                "steps": f"{100 * share:.0f} %",
+                "place of z": f"{place:.2f}",
+                "z unclear": f"{100 * unclear:.0f} %",
+            }
+            rows.append(row)
     return rows
 
 
@@ -684,8 +799,12 @@ standard deviation over the 60 contexts of the mean z of each, in each dimension
 transitions only, and zeros as in the warm-up for the others; of these the encoder looks at every fifth. Another
 context's z is what the agent inferred there at the same step of its own episode; that context lies half a set away.
 
-Sampled actions: the benchmark's evaluation takes the policy's mean action; here it also samples, as in training. A
+Kinds of actions: one episode in each context. The benchmark's evaluation takes the policy's *mean* action. *Noisy*
+actions are these with Gaussian noise of standard deviation 0.05; *sampled* ones are drawn from the policy, as in
+training. With a *fixed z* the policy takes its mean action, told the mean of the context's z under sampled actions. A
 rollout of ODE with a return of 60 or less has waited at a wrong equilibrium: it is stuck.
+Small actions show little of the actuators. So the second table says, by the mean size of the actions in the window,
+where z then lies: at 1 on the mean z of its own mode, at -1 on that of the other; below 0.3 it is called unclear.
 
 Adaptation: 20 contexts, four episodes each. In the middle of an episode the actuators change; or, with the actuators as
 they were, the window is filled with what an agent in the other mode, otherwise the same context, has gone through.
@@ -724,8 +843,7 @@ def add_wrong_z(page, task, agents, rollouts, rows):
 
 
 def report(directories, out, rollouts=1):
-    """Everything that `python tools/report_agents.py` writes. `rollouts`: of each context, for wrong z and
-    sampled actions."""
+    """Everything that `python tools/report_agents.py` writes. `rollouts`: of each context, for every wrong z."""
     agents, problems = [], []
     for directory in dict.fromkeys(directories):
         try:
@@ -738,7 +856,7 @@ def report(directories, out, rollouts=1):
     agents.sort(key=lambda pair: (pair[1].task, rank(pair[1].method), pair[1].name))
     page = Page(out / "figures", "figures")
     page.text("How to read this", ABOUT)
-    rows, wrong, sampled, times = [], [], [], []
+    rows, wrong, sampled, calm, times = [], [], [], [], []
     numbers = {}
     for task in dict.fromkeys(trained.task for _, trained in agents):
         own = [(directory, trained) for directory, trained in agents if trained.task == task]
@@ -748,7 +866,10 @@ def report(directories, out, rollouts=1):
             label = f"{trained.method}, {trained.steps:,} steps" if several else trained.method
             labelled.append((directory, trained, label))
             if hasattr(trained.agent, "log_alpha"):  # soft actor-critic, whose policy is stochastic
-                sampled += actions_rows(trained, kinds_of_actions(trained, rollouts))
+                played = kinds_of_actions(trained)
+                sampled += actions_rows(trained, played)
+                if encoder_of(trained.agent) and mode_of(task):
+                    calm += calm_rows(trained, calm_windows(trained, played))
             if trained.encoders:
                 add_agent(page, task, trained, directory, rows)
             if mode_of(task):
@@ -767,7 +888,8 @@ def report(directories, out, rollouts=1):
             page.figure(task, f"{task}_adaptation", adaptation_figure(results, task), f"Adaptation on {task}")
     page.table("Embeddings", "embeddings", rows)
     page.table("Wrong z", "wrong_z", wrong)
-    page.table("Sampled actions", "sampled_actions", even(sampled))
+    page.table("Kinds of actions", "actions", even(sampled))
+    page.table("Kinds of actions", "calm_windows", calm)
     page.table("Adaptation", "adaptation", times)
     for problem in problems:
         page.text("Notes", f"- {problem}")

@@ -7,7 +7,6 @@ import argparse
 from pathlib import Path
 
 import numpy as np
-import torch
 
 import aib_envs
 import report_agents
@@ -31,64 +30,6 @@ def mode_keys(task):
 def name_of(mode):
     """ "+ -" of (1, -1)."""
     return " ".join("-" if value == -1 else "+" if value == 1 else str(value) for value in mode)
-
-
-class Recorder:
-    """Episodes of one agent in all contexts. After `play`: returns [n], obs, actions, next_obs [n, T, dim]; z [n, T, 8]
-    and the dynamics model's predictions [n, T, obs_dim], None without an encoder or a dynamics model."""
-
-    def __init__(self, trained, contexts):
-        self.trained, self.contexts = trained, contexts
-
-    def play(self):
-        agent, task = self.trained.agent, aib_envs.get_task(self.trained.task)
-        encoder = report_agents.encoder_of(agent)
-        z, kept = [], []
-        hooks = [encoder.register_forward_hook(lambda module, inputs, output: z.append(output))] if encoder else []
-        predictions = []
-
-        def policy(obs, history):
-            actions = agent.act(obs, history)
-            if hasattr(agent, "dynamics"):
-                predictions.append(self.predict(obs, actions, z[-1]))
-            kept.append((obs, actions))
-            return actions
-
-        envs = self.trained.make_envs(self.contexts)
-        try:
-            returns, _ = aib_envs.evaluate(envs, policy, agent.window_size, 1)
-        finally:
-            for hook in hooks:
-                hook.remove()
-            envs.close()
-        self.returns = returns[:, 0]
-        obs, actions = (np.stack(part, axis=1)[:, -task.steps :] for part in zip(*kept, strict=True))
-        self.obs, self.actions = obs[:, :-1], actions[:, :-1]  # the last one's next observation is not seen
-        self.deltas = obs[:, 1:] - obs[:, :-1]
-        last = lambda parts: torch.stack(parts, 1)[:, -task.steps : -1].cpu().numpy() if parts else None
-        self.z, self.predictions = last(z), last(predictions)
-        return self
-
-    @torch.no_grad()
-    def predict(self, obs, actions, z):
-        agent = self.trained.agent
-        inputs = torch.from_numpy(np.concatenate([obs, actions], 1)).to(z.device)
-        return agent.dynamics(inputs, self.told(z))
-
-    def told(self, z):
-        """What the networks are told when z is inferred."""
-        inference = getattr(self.trained.agent, "infer_for_actor", self.trained.agent)  # of RSAC, of the others
-        hypernetwork = getattr(inference, "hypernetwork", None)
-        return z if hypernetwork is None else hypernetwork(z)
-
-    @torch.no_grad()
-    def actions_with(self, z):
-        """The policy's mean actions [n, T, act_dim] in the recorded states if z [8] were inferred in all of them."""
-        agent = self.trained.agent
-        obs = torch.from_numpy(self.obs).flatten(0, 1).to(agent.log_alpha.device)
-        z = torch.from_numpy(z).to(obs.device).expand(len(obs), -1)
-        mean, _ = agent.actor(obs, self.told(z))
-        return torch.tanh(mean).view(self.actions.shape).cpu().numpy()
 
 
 def rows_of(trained, played, contexts):
@@ -174,7 +115,7 @@ def report(directories, out):
     table = []
     for directory, trained in agents:
         contexts = aib_envs.eval_contexts(trained.task)
-        rows, z = rows_of(trained, Recorder(trained, contexts).play(), contexts)
+        rows, z = rows_of(trained, report_agents.Episodes(trained, contexts, predict=True), contexts)
         table += rows
         if z is not None:
             figure = figure_of(trained, z, contexts)

@@ -235,7 +235,8 @@ def roll_out(runs, directories):
         if not report_agents.encoder_of(trained.agent) or "actions" in known.get(name, {}):
             continue
         print(f"{name}: is told a wrong z, and samples its actions", file=sys.stderr)
-        found = {"actions": report_agents.kinds_of_actions(trained)}
+        played = report_agents.kinds_of_actions(trained)
+        found = {"actions": {kind: episodes.returns for kind, episodes in played.items()}}
         if name not in known:
             known[name] = {"task": trained.task, "method": trained.method, "steps": trained.steps}
             found |= report_agents.wrong_z(trained)
