@@ -323,7 +323,7 @@ def test_kinds_of_actions(script, short_episodes):
     if script is dr_sac:
         assert set(found) == {"mean", "noisy", "sampled"} and found["mean"].z is None
         return
-    fixed = found["mean, fixed z"].z
+    fixed = found["fixed z"].z
     assert np.array_equal(fixed, np.broadcast_to(fixed[:, :1], fixed.shape))
     assert np.allclose(fixed[:, 0], found["sampled"].z.mean(1))
     again, _ = aib_envs.evaluate(trained.make_envs(TWO), trained.agent.act, trained.agent.window_size, 1)

@@ -350,5 +350,9 @@ def test_a_z_that_is_not_wrong_earns_what_the_results_say():
         assert agents[name]["noise"]["0"] == pytest.approx(first, abs=0.06)
         kept = agents[name]["window"]
         assert agents[name]["noise"]["0"] == agents[name]["z of"]["own context"] == kept[max(kept, key=int)]
+    acting = results_page.actions_of_agents()
+    for name in acting.keys() & runs.keys():
+        first = [rollouts[0] for split in aib_envs.SPLITS for rollouts in runs[name].returns[split]]
+        assert np.allclose(acting[name]["returns"]["mean"], first, atol=0.06)
     rows = results_page.wrong_z_table(agents)
     assert len(rows) == len(agents) and all(row["return"] > row["z of other mode"] for row in rows)

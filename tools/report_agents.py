@@ -588,7 +588,7 @@ def kinds_of_actions(trained):
     if encoder_of(trained.agent):
         z = found["sampled"].z.mean(1)
         hook = encoder_of(trained.agent).register_forward_hook(lambda *now: torch.from_numpy(z).to(now[2].device))
-        found["mean, fixed z"] = play()
+        found["fixed z"] = play()
         hook.remove()
     return found
 

@@ -152,6 +152,11 @@ class Values:
         own = [agent for agent in wrong_z_of_agents().values() if (agent["task"], agent["method"]) == (task, method)]
         return listed([f"{agent[part][key]:.0f}" for agent in own])
 
+    def acts(self, task, method, kind):
+        """The mean return in all contexts with a kind of actions, as in {acts Cartpole, DMA*-SH, noisy}, by agent."""
+        own = [agent for agent in actions_of_agents().values() if (agent["task"], agent["method"]) == (task, method)]
+        return listed([f"{np.mean(agent['returns'][kind]):.0f}" for agent in own])
+
     def hours(self, *where):
         """Of all runs, or of one run on average: {hours task, method}."""
         if where:
@@ -213,7 +218,7 @@ def paragraphs(text):
 
 def roll_out(runs, directories):
     """Rolls the agents in `directories` out that have not been yet, or have been trained on since: the runs' files
-    adaptation.json, results/wrong_z.json and results/paths.json."""
+    adaptation.json, and wrong_z.json, actions.json and paths.json in results/."""
     import report_agents  # needs PyTorch
 
     found = [path for path in report.find_runs(directories, []) if (path / "agent.pt").exists()]
@@ -232,17 +237,25 @@ def roll_out(runs, directories):
     known = wrong_z_of_agents()
     for name, path in agents.items():
         trained = report_agents.load(path)
-        if not report_agents.encoder_of(trained.agent) or "actions" in known.get(name, {}):
+        if name in known or not report_agents.encoder_of(trained.agent):
             continue
-        print(f"{name}: is told a wrong z, and samples its actions", file=sys.stderr)
-        played = report_agents.kinds_of_actions(trained)
-        found = {"actions": {kind: episodes.returns for kind, episodes in played.items()}}
-        if name not in known:
-            known[name] = {"task": trained.task, "method": trained.method, "steps": trained.steps}
-            found |= report_agents.wrong_z(trained)
-        for part, group in found.items():
-            known[name][part] = {key: round(x.mean(), 1) for key, x in group.items()}
+        print(f"{name}: is told a wrong z", file=sys.stderr)
+        found = report_agents.wrong_z(trained)
+        means = {part: {key: round(x.mean(), 1) for key, x in group.items()} for part, group in found.items()}
+        known[name] = {"task": trained.task, "method": trained.method, "steps": trained.steps} | means
         report.write(RESULTS / "wrong_z.json", json.dumps(known, indent=1) + "\n")
+    known = actions_of_agents()
+    for name, path in agents.items():
+        if name in known:
+            continue
+        print(f"{name}: acts in other ways", file=sys.stderr)
+        trained = report_agents.load(path)
+        found = report_agents.kinds_of_actions(trained)
+        known[name] = {"task": trained.task, "method": trained.method, "steps": trained.steps}
+        known[name]["returns"] = {kind: np.round(episodes.returns, 1).tolist() for kind, episodes in found.items()}
+        if report_agents.encoder_of(trained.agent) and report.modes(trained.task):
+            known[name]["calm"] = report_agents.calm_rows(trained, report_agents.calm_windows(trained, found))
+        report.write(RESULTS / "actions.json", json.dumps(known) + "\n")
     shown = [median_run([run for run in report.main_runs(runs, "DI") if run.method == method]) for method in SHOWN]
     names = [run.name for run in shown if run]
     path = RESULTS / "paths.json"
@@ -312,8 +325,7 @@ def add_adaptation(page, runs):
 
 
 def wrong_z_of_agents():
-    """{run: its task, method, steps, and the mean return under each wrong z and each kind of actions, as
-    report_agents.wrong_z and kinds_of_actions name them}."""
+    """{run: its task, method, steps, and the mean return under each wrong z, as report_agents.wrong_z names them}."""
     path = RESULTS / "wrong_z.json"
     return json.loads(path.read_text()) if path.exists() else {}
 
@@ -327,7 +339,6 @@ def wrong_z_table(agents):
         row |= {f"noise {level}": agent["noise"][level] for level in ("0.5", "1", "2")}
         row |= {"empty window": agent["window"]["0"], "1 transition": agent["window"]["1"]}
         row |= {f"z of {whose}": agent["z of"].get(whose, "") for whose in ("same mode", "other mode")}
-        row["sampled actions"] = agent.get("actions", {}).get("sampled", "")
         rows.append(row)
     return rows
 
@@ -349,6 +360,47 @@ def add_wrong_z(page):
         results.sort(key=lambda pair: report.rank(pair[0]))
         figure = report_agents.wrong_z_figure(results, task)
         page.figure(heading, f"{task}_wrong_z", figure, f"Return on {task} when z is wrong")
+
+
+def actions_of_agents():
+    """{run: its task, method, steps, returns [60] of each kind of actions, and rows about calm windows, as
+    report_agents.kinds_of_actions and calm_rows give them}."""
+    path = RESULTS / "actions.json"
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def actions_table(agents):
+    """A row for each agent: its mean return in the 60 contexts with each kind of actions."""
+    rows = []
+    for name, agent in sorted(
+        agents.items(), key=lambda pair: (pair[1]["task"], report.rank(pair[1]["method"]), pair[0])
+    ):
+        row = {"task": agent["task"], "method": agent["method"], "seed": name.split("__")[2]}
+        for kind, returns in agent["returns"].items():
+            row[kind] = f"{np.mean(returns):.1f}"
+            if agent["task"] == "ODE":
+                row[f"stuck, {kind}"] = f"{100 * np.mean(np.array(returns) <= report.STUCK):.0f} %"
+        rows.append(row)
+    return report.even(rows)
+
+
+def calm_table(agents, task):
+    """What z tells after calm windows, of a task's agents."""
+    rows = []
+    for agent in agents.values():
+        if agent["task"] == task:
+            for row in agent.get("calm", ()):
+                own = {name: value for name, value in row.items() if name not in ("task", "run")}
+                rows.append({"task": task, "method": agent["method"]} | own)
+    return sorted(rows, key=lambda row: report.rank(row["method"]))
+
+
+def add_actions(page):
+    heading = "Calm actions tell nothing"
+    agents = actions_of_agents()
+    page.text(heading, "")
+    page.table(heading, "actions", actions_table(agents))
+    page.table(heading, "calm_windows", calm_table(agents, "Cartpole"))
 
 
 # ------------------------------------------------------- The page ----------------------------------------------------
@@ -427,6 +479,7 @@ def make_page(runs, relatives, held_out, failed, problems, figures):
     page.text("What differs from the paper", "")
     add_adaptation(page, runs)
     add_wrong_z(page)
+    add_actions(page)
     add_relatives(page, relatives, held_out)
     page.table("Hours", "hours", report.cost_table(runs))
     report.add_explanations(page)
