@@ -54,15 +54,6 @@ METHODS = {
             window=True,
             extra=True,
         ),
-        # What the authors' public code does otherwise
-        Method("DMAstar-SH-public", "relatives/dmash_public.py", window=True, extra=True),
-        Method(
-            "DMAstar-SH-unchunked",
-            "relatives/dmash_public.py",
-            "--no-public-steps --unchunked",
-            window=True,
-            extra=True,
-        ),
         # Relatives
         Method("HyperZero", "relatives/hyperzero.py", told=True, extra=True),
         Method("HyperZero-noQ", "relatives/hyperzero.py", "--no-q --no-td", told=True, extra=True),
@@ -74,5 +65,14 @@ METHODS = {
         Method("HyperDynamics-concat", "relatives/hyperdynamics.py", "--model concat", window=True, extra=True),
         Method("HyperDynamics-recurrent", "relatives/hyperdynamics.py", "--model recurrent", window=True, extra=True),
         Method("HyperDynamics-expert", "relatives/hyperdynamics.py", "--model expert", told=True, extra=True),
+        # What the authors' public code does otherwise
+        Method("DMAstar-SH-public", "relatives/dmash_public.py", window=True, extra=True),
+        Method(
+            "DMAstar-SH-unchunked",
+            "relatives/dmash_public.py",
+            "--no-public-steps --unchunked",
+            window=True,
+            extra=True,
+        ),
     )
 }

@@ -396,7 +396,7 @@ def calm_table(agents, task):
 
 
 def add_actions(page):
-    heading = "Calm actions tell nothing"
+    heading = "Calm windows"
     agents = actions_of_agents()
     page.text(heading, "")
     page.table(heading, "actions", actions_table(agents))
