@@ -11,9 +11,9 @@ import pytest
 import torch
 
 import aib_envs
-import aib_signs
 import report_agents
 import report_modes
+from relatives import aib_signs
 
 
 @pytest.fixture

@@ -151,7 +151,7 @@ def test_every_task_is_learned_from(env_id):
     args = learning.parse(module, f"--env-id {env_id}")
     agent, buffer = learning.short_episode(module, args)
     task = aib_envs.get_task(env_id)
-    obs, actions, next_obs, _, window = buffer.sample(8)
+    obs, actions, next_obs, *_, window = buffer.sample(8)
     assert obs.shape == next_obs.shape == (8, task.obs_dim) and actions.shape == (8, task.act_dim)
     assert [part.shape for part in window] == [(8, task.window // 5, x.shape[1]) for x in (obs, actions, obs)]
     before = learning.weights(agent)
