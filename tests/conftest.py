@@ -8,7 +8,6 @@ import dataclasses
 import signal
 import sys
 
-import learning
 import pytest
 
 import aib_envs
@@ -21,6 +20,8 @@ def pytest_configure(config):
 @pytest.fixture
 def train(monkeypatch, tmp_path):
     """train(script, flags) trains on DI, with K = 10 and episodes of 20 steps. Returns the finished run."""
+    import learning  # here, since the tests of the benchmark also run where there is no torch
+
     di = dataclasses.replace(aib_envs.TASKS["DI"], steps=20, window=10)
     monkeypatch.setitem(aib_envs.TASKS, "DI", di)
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}

@@ -3,6 +3,7 @@
 import os
 import shutil
 import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -39,6 +40,13 @@ def test_pip_and_uv_get_the_same_pins():
 
 def run(command, **kwargs):
     return subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **kwargs)
+
+
+def test_the_tests_of_the_benchmark_need_no_torch():
+    program = "import sys; sys.modules['torch'] = None; import pytest; sys.exit(pytest.main(sys.argv[1:]))"
+    flags = ["--collect-only", "--quiet", "--numprocesses", "0", "tests/test_aib_envs.py"]
+    result = run([sys.executable, "-c", program, *flags], cwd=ROOT)
+    assert result.returncode == 0, result.stdout
 
 
 def copy_of_the_repository(target):
