@@ -23,7 +23,7 @@ def run(*flags, cwd=None):
 
 
 def options(**changed):
-    return bench.Args(env_id="DI", **changed)
+    return bench.Args(**{"env_id": "DI"} | changed)
 
 
 def check_tables(text, results):
@@ -94,6 +94,12 @@ def test_every_script_can_be_measured(name, quick):
     assert learner.updates(2) > 0 and learner.samples(1)[1] > 0 and learner.buffer_mib > 0
 
 
+def test_a_task_of_another_module_can_be_measured():
+    args = options(env_id="relatives.aib_signs:DI-Signs")
+    bench.check(args)
+    assert bench.Learner(args, "DR").updates(1) > 0
+
+
 def losses_of(learner, changes=None):
     """Of two gradient steps on fixed batches, from the weights that a new learner has."""
     with bench.varied(changes or {}):
@@ -147,6 +153,7 @@ def test_variants_are_timed(quick):
         ("--methods", "DMA*"),
         ("--methods", "HyperZero"),
         ("--env-id", "Chetah"),
+        ("--env-id", "nowhere:DI"),
         ("--rounds", "0"),
         ("--variants", "--compile"),
         ("--json-file", "/nowhere/speed.json"),

@@ -41,7 +41,7 @@ PARTS = {"Encoder": "encoder", "Hypernetwork": "hypernetwork and adapters", "ada
 
 @dataclass
 class Args:
-    env_id: str = "Cheetah"  # the task
+    env_id: str = "Cheetah"  # the task, or module:Task of your own file
     methods: tuple[str, ...] = tuple(name for name, method in SCRIPTS.items() if not method.extra)  # which methods
     steps: aib_run.Count = 300  # gradient steps of each training run
     rounds: aib_run.Count = 5  # how often the methods take turns
@@ -381,8 +381,10 @@ def check(args):
     for method in args.methods:
         if method not in SCRIPTS:
             aib_run.fail(f"--methods: unknown method {method}; allowed: {', '.join(SCRIPTS)}")
-    if args.env_id not in aib_envs.TASKS:
-        aib_run.fail(f"--env-id: unknown task {args.env_id}; allowed: {', '.join(aib_envs.TASKS)}")
+    try:
+        aib_envs.get_task(args.env_id)
+    except ValueError as error:
+        aib_run.fail(f"--env-id: {error}")
     if min(args.steps, args.rounds, args.threads) < 1:
         aib_run.fail("--steps, --rounds and --threads must be at least 1")
     if args.json_file and not Path(args.json_file).absolute().parent.is_dir():
