@@ -589,7 +589,7 @@ def test_own_methods_have_a_table_of_their_own(tmp_path):
     page = report.Page(tmp_path, "figures")
     for runs in (published, published + mine):
         before = dict(page.tables)
-        report.add_task(page, runs, [], "DI")
+        report.add_task_verdicts(page, runs, "DI")
         report.add_over_tasks(page, runs)
     for name in ("DI_verdicts", "verdicts"):
         assert page.tables[name] == before[name]

@@ -615,12 +615,13 @@ def groups_of(runs, method, tasks, value):
 
 def blocks(runs):
     """What can be compared over tasks: (kind, runs, methods, tasks), where each of at least two tasks has a run of each
-    of at least two methods, all after the same share of their task's training."""
+    of at least two methods, all after the same share of their task's training. "all": of each kind two or more."""
     shares = sorted({run.training() for run in runs})
     for share, kind in itertools.product(shares, [*KINDS, "all"]):
         own = [run for run in of_kind(runs, kind) if run.training() == share]
-        if kind == "all" and len({aib_envs.get_task(run.task).overlap for run in own}) < 2:
-            continue  # the same as one of the kinds
+        of_kinds = collections.Counter(aib_envs.get_task(task).overlap for task in tasks_of(own))
+        if kind == "all" and min(of_kinds[overlap] for overlap in KINDS.values()) < 2:
+            continue  # nearly the same as one of the kinds
         have = {task: frozenset(run.method for run in own if run.task == task) for task in tasks_of(own)}
         candidates = {a & b for a, b in itertools.product(have.values(), repeat=2)}
         for methods in sorted(candidates, key=lambda methods: (-len(methods), sorted(methods))):
@@ -963,8 +964,8 @@ ABOUT_VERDICTS = """P: the share of pairs of runs, one of each method, of which 
 p: if the two methods were the same, the share of all ways to deal out the runs to them that give such a P or more
 (exact, one-sided; for one task Mann and Whitney's test). *Holm of 8*: p corrected for the 8 questions of this table,
 which are those that so many seeds can decide at all. A claim *holds* if that is at most 0.05, and *does not hold* if
-that is so of the opposite claim; *alone* is what p says without the correction. Three seeds against three reach
-p = 0.05 at best, so a single task needs about five to decide.
+that is so of the opposite claim. Three seeds against three reach p = 0.05 at best, so a single task needs about five to
+decide.
 """
 
 
@@ -1038,9 +1039,14 @@ def add_explanations(page):
 
 
 def add_verdicts(page, heading, name, rows):
-    """The table of what can be decided, and a line for what cannot."""
+    """The table of what can be decided, a line for what is the same in all its rows, and one for what cannot."""
     few = [row for row in rows if row["verdict"] == "too few seeds"]
-    page.table(heading, name, [row for row in rows if row not in few])
+    rows = [row for row in rows if row not in few]
+    values = {key: {row[key] for row in rows if key in row} for key in ("kind", "training")}
+    same = {key: found.pop() for key, found in values.items() if len(found) == 1}
+    page.table(heading, name, [{key: value for key, value in row.items() if key not in same} for row in rows])
+    if same:
+        page.text(heading, f"In all rows: {', '.join(f'{key} {value}' for key, value in same.items())}.\n")
     if few:
         claims = "; ".join(dict.fromkeys(f"{row['claim']} ({row['seeds']})" for row in few))
         page.text(heading, f"Too few seeds to decide: {claims}.\n".replace("*", "\\*"))
@@ -1057,11 +1063,16 @@ def add_own_verdicts(page, heading, name, rows):
 
 
 def add_task(page, runs, unfinished, task):
-    """The section of one task."""
+    """The tables of one task, and its curves."""
     own = [run for run in runs if run.task == task]
     page.table(task, task, task_table(own, task))
     page.table(task, f"{task}_diverged", diverged_table(own))
     page.figure(task, f"{task}_curves", learning_curves(own, unfinished, task), f"Learning curves on {task}")
+
+
+def add_task_verdicts(page, runs, task):
+    """What the runs say about the claims on one task."""
+    own = [run for run in runs if run.task == task]
     add_verdicts(page, task, f"{task}_verdicts", task_claims(own, task))
     add_own_verdicts(page, task, f"{task}_own_verdicts", task_claims(own, task, own_claims(own)))
 
@@ -1184,6 +1195,7 @@ def report(directories, out):
         add_task(page, runs, unfinished, task)
         if main_runs(runs, task):
             page.figure(task, f"{task}_contexts", context_figure(runs, task), f"Return in each context of {task}")
+        add_task_verdicts(page, runs, task)
     add_over_tasks(page, runs)
     if runs:
         page.table("Hours", "hours", cost_table(runs))

@@ -1,12 +1,13 @@
-"""Makes RESULTS.md and results/figures from what is in results/.
+"""Makes RESULTS.md, results/relatives.md and results/figures from what is in results/.
 
     python tools/report.py --collect results/runs runs/    puts finished runs into results/
-    python tools/results_page.py                           RESULTS.md, and the table in README.md
+    python tools/results_page.py                           both pages, and the table in README.md
     python tools/results_page.py --agents runs/            the same, after agents that are new have been rolled out
 
-The page is tools/report.py's report on results/runs, with more sections, and with the paragraphs of results/text.md
-under its headings. Numbers in text.md are placeholders such as {aer DI, DMA*-SH, eval-out}, see `Values`; and comments
-such as <!-- check: {aer DI, DMA*} < {aer DI, DMA*-SH} --> tell when words are no longer true, see `check`.
+The pages are tools/report.py's report on results/runs, with more sections, and with the paragraphs of results/text.md
+and results/text_relatives.md under their headings. Numbers in these are placeholders such as {aer DI, DMA*-SH,
+eval-out}, see `Values`; and comments such as <!-- check: {aer DI, DMA*} < {aer DI, DMA*-SH} --> tell when words are no
+longer true, see `check`.
 """
 
 import argparse
@@ -25,7 +26,7 @@ import stats
 from report import OURS, RESULTS, ROOT, SPLITS
 
 RELATIVES = {"HyperZero": "hyperzero.py", "HyperDynamics": "hyperdynamics.py"}
-SHOWN = "DR", OURS  # whose paths on DI are drawn
+ADAPTING = "Concat", "DMA", "DMA*", OURS  # whose adaptation is in the table
 LESS = "better of the last two", "worse mode"  # columns that are not for relatives
 
 
@@ -109,10 +110,6 @@ class Values:
     def verdict(self, *claim):
         return self.claim(*claim)["verdict"]
 
-    def p(self, *claim):
-        """The p-value without correction."""
-        return self.claim(*claim)["p"]
-
     def holm(self, *claim):
         """The corrected p-value, and how many questions were asked."""
         row = self.claim(*claim)
@@ -132,20 +129,29 @@ class Values:
         shares = [run.worse_mode() for run in self.own(task, method)]
         return f"{sum(share is not None and share < 0.5 for share in shares)} of {len(shares)}"
 
-    def back(self, task, method, kind="change"):
-        """After how many steps the reward is back at 90 %, of each seed, after a change or a foreign window."""
+    def back(self, task, method):
+        """After how many steps the reward is back at 90 % after a change, of each seed."""
         import report_agents
 
-        rows = [report_agents.recovery_rows(task, "", adaptation_of(run)[0]) for run in self.own(task, method)]
-        return listed([str(kinds[("change", "foreign").index(kind)]["steps to 90 %"]) for kinds in rows])
+        rows = [report_agents.recovery_rows(task, "", adaptation_of(run)[0])[0] for run in self.own(task, method)]
+        return listed([str(row["steps to 90 %"]) for row in rows])
 
-    def lost(self, task, method, kind="change"):
-        """What share of the reward the same costs at worst, in percent, of each seed."""
+    def lost(self, task, method, kind="switch"):
+        """What share of the reward a change costs at worst, in percent, of each seed; `usual`: without a change."""
         import report_agents
 
-        rows = [report_agents.recovery_rows(task, "", adaptation_of(run)[0]) for run in self.own(task, method)]
-        rows = [kinds[("change", "foreign").index(kind)] for kinds in rows]
-        return listed([f"{100 - 100 * float(row['lowest after']) / float(row['reward before']):.0f}" for row in rows])
+        levels = [report_agents.recovery(adaptation_of(run)[0][kind])[:2] for run in self.own(task, method)]
+        return listed([f"{100 - 100 * lowest / level:.0f}" for level, lowest in levels])
+
+    def moved(self, task, method, steps):
+        """How far z has gone from the old to the new context so many steps after a change, in percent, of each seed."""
+        ways = [adaptation_of(run)[1]["switch"] for run in self.own(task, method)]
+        return listed([f"{100 * way[len(way) // 2 + int(steps) - 1]:.0f}" for way in ways])
+
+    def decided(self):
+        """How many claims about single tasks hold, or do not hold."""
+        rows = [row for task in report.tasks_of(self.all) for row in report.task_claims(self.all, task)]
+        return str(sum(row["verdict"] in ("holds", "does not hold") for row in rows))
 
     def wrong_z(self, task, method, part, key):
         """The mean return in all contexts when z is wrong, as in {wrong_z DI, DMA*-SH, noise, 1}, of each agent."""
@@ -182,7 +188,7 @@ def fill(text, values):
         try:
             found = getattr(values, name)(*[word.strip() for word in arguments.split(",") if word.strip()])
         except (AttributeError, LookupError, StopIteration, TypeError) as error:
-            raise LookupError(f"results/text.md: {match[0]} stands for nothing ({error})") from error
+            raise LookupError(f"{match[0]} stands for nothing ({error})") from error
         return found
 
     return re.sub(r"\{([^{}]+)\}", replace, text).replace("DMA*", "DMA\\*")
@@ -200,7 +206,7 @@ def check(text, problems):
             sides = [[float(number.replace(",", "")) for number in re.findall(r"-?[\d.,]*\d", side)] for side in sides]
             true = all(max(low) < min(high) for low, high in itertools.pairwise(sides))
         if not true:
-            problems.append(f"results/text.md: no longer true: {match[1]}")
+            problems.append(f"no longer true: {match[1]}")
         return ""
 
     return re.sub(r"<!-- check: (.+?) -->\n?", judge, text, flags=re.DOTALL)
@@ -218,7 +224,7 @@ def paragraphs(text):
 
 def roll_out(runs, directories):
     """Rolls the agents in `directories` out that have not been yet, or have been trained on since: the runs' files
-    adaptation.json, and wrong_z.json, actions.json and paths.json in results/."""
+    adaptation.json, and wrong_z.json and actions.json in results/."""
     import report_agents  # needs PyTorch
 
     found = [path for path in report.find_runs(directories, []) if (path / "agent.pt").exists()]
@@ -256,23 +262,6 @@ def roll_out(runs, directories):
         if report_agents.encoder_of(trained.agent) and report.modes(trained.task):
             known[name]["calm"] = report_agents.calm_rows(trained, report_agents.calm_windows(trained, found))
         report.write(RESULTS / "actions.json", json.dumps(known) + "\n")
-    shown = [median_run([run for run in report.main_runs(runs, "DI") if run.method == method]) for method in SHOWN]
-    names = [run.name for run in shown if run]
-    path = RESULTS / "paths.json"
-    if path.exists() and json.loads(path.read_text())["runs"] == names:
-        return
-    if names and set(names) <= set(agents):
-        found = report_agents.paths([report_agents.load(agents[name]) for name in names], "DI")
-        drawn = {method: points.round(3).tolist() for method, points in found.items()}
-        report.write(path, json.dumps({"runs": names, "paths": drawn}) + "\n")
-    else:
-        print(f"the paths on DI stay as they were: not all of {', '.join(names)} are there", file=sys.stderr)
-
-
-def median_run(runs):
-    """The run with the median training return, of an even number the lower one; None of none."""
-    ranked = sorted(runs, key=lambda run: run.aer("train"))
-    return ranked[(len(ranked) - 1) // 2] if ranked else None
 
 
 def adaptation_of(run):
@@ -289,12 +278,14 @@ def adaptation_of(run):
 
 
 def adaptation_table(runs):
-    """A row for each task and method; what the runs of a method have found stands in the order of their seeds."""
+    """A row for each task and method of `ADAPTING`, with its runs that master both modes, in the order of seeds."""
     import report_agents
 
     rows = []
     for (task, steps), group in report.lengths(runs).items():
-        for method, own in report.by_method([run for run in group if adaptation_of(run)]).items():
+        known = [run for run in group if run.method in ADAPTING and adaptation_of(run)]
+        known = [run for run in known if report_agents.masters_both(adaptation_of(run)[0]["modes"])]
+        for method, own in report.by_method(known).items():
             found = [report_agents.recovery_rows(task, "", adaptation_of(run)[0]) for run in own]
             row = {"task": task, "method": method, "steps": f"{steps:,}"}
             row["seeds"] = ", ".join(str(run.seed) for run in own)
@@ -302,7 +293,8 @@ def adaptation_table(runs):
             for place, name in enumerate(("change", "foreign window")):
                 kinds = [kinds[place] for kinds in found if len(kinds) > place]
                 row[f"lowest after {name}"] = ", ".join(kind["lowest after"] for kind in kinds)
-                row[f"steps to 90 % after {name}"] = ", ".join(str(kind["steps to 90 %"]) for kind in kinds)
+                back = [str(kind["steps to 90 %"]).replace("not in the episode", "never") for kind in kinds]
+                row[f"steps to 90 % after {name}"] = ", ".join(back)
             rows.append(row)
     return rows
 
@@ -316,12 +308,9 @@ def add_adaptation(page, runs):
     for task in report.tasks_of(runs):
         found = [(run, adaptation_of(run)) for run in report.main_runs(runs, task)]
         results = [(run.method, *both) for run, both in found if both]
-        if results:
+        if any(moved for _, _, moved in results):
             figure = report_agents.adaptation_figure(results, task)
             page.figure(heading, f"{task}_adaptation", figure, f"Reward and embedding on {task} after a change")
-    if (RESULTS / "paths.json").exists():
-        drawn = json.loads((RESULTS / "paths.json").read_text())["paths"]
-        page.figure(heading, "DI_paths", report_agents.paths_figure(drawn, "DI"), "Paths on DI, DR and DMA*-SH")
 
 
 def wrong_z_of_agents():
@@ -330,11 +319,16 @@ def wrong_z_of_agents():
     return json.loads(path.read_text()) if path.exists() else {}
 
 
+def seed_of(name):
+    """The seed of a run, and "again" if it is not the one in results/."""
+    return name.split("__")[2] + ("" if (RESULTS / "runs" / name).exists() else ", again")
+
+
 def wrong_z_table(agents):
     """A row for each agent."""
     rows = []
     for name, agent in sorted(agents.items(), key=lambda pair: (pair[1]["task"], report.rank(pair[1]["method"]))):
-        row = {"task": agent["task"], "method": agent["method"], "seed": name.split("__")[2]}
+        row = {"task": agent["task"], "method": agent["method"], "seed": seed_of(name)}
         row |= {"steps": f"{agent['steps']:,}", "return": agent["noise"]["0"]}
         row |= {f"noise {level}": agent["noise"][level] for level in ("0.5", "1", "2")}
         row |= {"empty window": agent["window"]["0"], "1 transition": agent["window"]["1"]}
@@ -375,7 +369,7 @@ def actions_table(agents):
     for name, agent in sorted(
         agents.items(), key=lambda pair: (pair[1]["task"], report.rank(pair[1]["method"]), pair[0])
     ):
-        row = {"task": agent["task"], "method": agent["method"], "seed": name.split("__")[2]}
+        row = {"task": agent["task"], "method": agent["method"], "seed": seed_of(name)}
         for kind, returns in agent["returns"].items():
             row[kind] = f"{np.mean(returns):.1f}"
             if agent["task"] == "ODE":
@@ -420,7 +414,9 @@ def read_results():
     return runs, relatives, held_out, failed, [*problems, *more, *rest]
 
 
-def add_relatives(page, relatives, held_out):
+def make_relatives_page(relatives, held_out, figures):
+    """The page of the relatives, without the paragraphs."""
+    page = report.Page(figures, "figures", kinds=("png",))
     for heading, script in RELATIVES.items():
         own = [run for run in relatives if run.script == script]
         page.text(heading, "")
@@ -433,6 +429,20 @@ def add_relatives(page, relatives, held_out):
         if heading == "HyperZero" and held_out:
             page.text(heading, "**Contexts whose experts stage 2 has not seen** (DI, `--held-out 0.15`)\n")
             page.table(heading, "held_out", without(report.task_table(held_out, "DI")[:-1], LESS))
+    report.add_explanations(page)
+    return page
+
+
+def claims_table(runs):
+    """A row for each claim and set, a column for each task: P, p, and the seeds of both methods."""
+    rows = {}
+    for task in report.tasks_of(runs):
+        for found in report.task_claims(report.main_runs(runs, task), task):
+            row = rows.setdefault((found["claim"], found["set"]), {"claim": found["claim"], "set": found["set"]})
+            p = "" if found["verdict"] == "too few seeds" else f", p {found['p']}"
+            row[task] = f"{found['P']}{p} ({found['seeds']})"
+    order = [str(claim) for claim in report.CLAIMS]
+    return report.even(sorted(rows.values(), key=lambda row: order.index(row["claim"])))
 
 
 def without(rows, names):
@@ -468,31 +478,32 @@ def benchmark_table(runs):
     return rows
 
 
-def make_page(runs, relatives, held_out, failed, problems, figures):
-    """The page without the paragraphs."""
+def make_page(runs, failed, problems, figures):
+    """RESULTS.md without the paragraphs."""
     page = report.Page(figures, "results/figures", kinds=("png",))
     page.table("At a glance", "overview", report.overview_table(runs))
     page.text("At a glance", report.ABOUT_OVERVIEW)
     report.add_over_tasks(page, runs)
     for task in report.tasks_of(runs):
         report.add_task(page, runs, failed, task)
+    page.table("Verdicts in single tasks", "claims", claims_table(runs))
     page.text("What differs from the paper", "")
     add_adaptation(page, runs)
     add_wrong_z(page)
     add_actions(page)
-    add_relatives(page, relatives, held_out)
     page.table("Hours", "hours", report.cost_table(runs))
     report.add_explanations(page)
     report.add_notes(page, runs, failed, problems)
     return page
 
 
-def with_text(page, text, values, problems):
-    """The page as Markdown, with the paragraphs of `text` under its headings."""
+def with_text(page, name, values, problems):
+    """The page as Markdown, with the title and the paragraphs of results/`name` under its headings."""
+    text = (RESULTS / name).read_text()
     written = {heading: check(fill(part, values), problems) for heading, part in paragraphs(text).items()}
     if unknown := set(written) - {"", *page.sections}:
-        raise LookupError(f"results/text.md: RESULTS.md has no heading {', '.join(sorted(unknown))}")
-    lines = ["<!-- Made by tools/results_page.py. Write in results/text.md. -->\n", "# Results\n", written[""]]
+        raise LookupError(f"results/{name}: the page has no heading {', '.join(sorted(unknown))}")
+    lines = [f"<!-- Made by tools/results_page.py. Write in results/{name}. -->\n", written[""]]
     for heading, parts in page.sections.items():
         lines += [f"## {heading}\n", written.get(heading, ""), *parts]
     return "\n".join(line for line in lines if line) + "\n"
@@ -513,16 +524,18 @@ def main():
         runs, relatives, held_out, failed, problems = read_results()
         if args.agents:
             roll_out(runs, args.agents)
-        page = make_page(runs, relatives, held_out, failed, problems, RESULTS / "figures")
-        text = with_text(page, (RESULTS / "text.md").read_text(), Values(runs, [*relatives, *held_out]), problems)
-        report.write(ROOT / "RESULTS.md", text)
+        values = Values(runs, [*relatives, *held_out])
+        page = make_page(runs, failed, problems, RESULTS / "figures")
+        report.write(ROOT / "RESULTS.md", with_text(page, "text.md", values, problems))
+        page = make_relatives_page(relatives, held_out, RESULTS / "figures")
+        report.write(RESULTS / "relatives.md", with_text(page, "text_relatives.md", values, problems))
         readme = (ROOT / "README.md").read_text()
         report.write(ROOT / "README.md", fill_readme(readme, benchmark_table(runs)))
     except (OSError, LookupError) as error:
         report.fail(error)
     plt.close("all")
     report.tell(problems)
-    print(f"{len(runs)} runs: RESULTS.md, results/figures, README.md")
+    print(f"{len(runs)} runs: RESULTS.md, results/relatives.md, results/figures, README.md")
 
 
 if __name__ == "__main__":

@@ -121,10 +121,6 @@ def verdicts(questions):
             verdict = "holds"
         elif fails[i] <= LEVEL:
             verdict = "does not hold"
-        elif forward[i] <= LEVEL:
-            verdict = "undecided (alone: holds)"
-        elif backward[i] <= LEVEL:
-            verdict = "undecided (alone: does not hold)"
         else:
             verdict = "undecided"
         chance = float(np.mean([improvement(x, y) for x, y in pairs]))
