@@ -1,4 +1,4 @@
-"""RSAC: recurrent soft actor-critic, which infers the context from rewards alone, in one file.
+"""RSAC: recurrent soft actor-critic, which learns to infer the context from rewards alone, in one file.
 
 The agent meets a world whose dynamics (context) change from episode to episode, and nobody tells it how. A recurrent
 encoder turns the last K transitions, with their rewards, into a small vector z. There is no dynamics model: the policy
@@ -34,7 +34,7 @@ class Args(aib_run.Args):  # --env-id, --seed, --total-timesteps, --resume, ... 
     policy_lr: aib_run.Fraction = 3e-4  # learning rate of the policy, its encoder and hypernetwork
     q_lr: aib_run.Fraction = 1e-3  # learning rate of the Q-functions and the temperature
     encoder_lr: aib_run.Fraction = 3e-4  # learning rate of the Q-functions' encoder and hypernetwork
-    mask_prob: aib_run.Fraction = 0.2  # probability with which the encoder's inputs are masked in training
+    mask_prob: aib_run.Fraction | None = None  # probability of masking inputs in training: 0.2, with hypernetwork 0.4
     normalise: bool = True  # AvgL1Norm behind the encoder's embedding and SimNorm at its end
     hypernetwork: bool = False  # z generates adapters (RSAC-H) instead of being an input
     bias_init: bool = False  # at first the generated adapters do not depend on z (Beck et al. 2022)
@@ -45,6 +45,13 @@ WIDTH = 256  # size of the networks' layers
 Z_DIM = 8  # size of z
 
 
+def mask_probability(args):
+    """That of DMA*, with a hypernetwork that of DMA*-SH."""
+    if args.mask_prob is not None:
+        return args.mask_prob
+    return 0.4 if args.hypernetwork else 0.2
+
+
 def method_name(args):
     """The method's name with these flags, as in tools/methods.py."""
     if args.bias_init and not args.hypernetwork:
@@ -52,7 +59,7 @@ def method_name(args):
     name = "RSAC-H" if args.hypernetwork else "RSAC"
     if args.bias_init:
         name += "-biasinit"
-    if args.mask_prob == 0:
+    if mask_probability(args) == 0:
         name += "-nomask"
     if not args.normalise:
         name += "-nonorm"
@@ -71,6 +78,11 @@ def subsample(batch_size, window_size, training, device=None):
     return torch.linspace(0, window_size - 1, n, dtype=torch.float64).long()[None]
 
 
+def mask(window, prob):
+    """Hides whole vectors s, a, s' - s, r of the window, each with probability `prob`."""
+    return [part * (torch.rand(*part.shape[:2], 1, device=part.device) >= prob) for part in window]
+
+
 def avg_l1_norm(x):
     """Divides each vector by the mean of its absolute values."""
     return x / x.abs().mean(-1, keepdim=True).clamp(min=1e-8)
@@ -84,24 +96,15 @@ def sim_norm(x):
 class Encoder(nn.Module):
     """Transitions (s, a, s' - s, r) of the window -> z [batch, 8]. With norms, z has entries in [0, 1]."""
 
-    def __init__(self, obs_dim, act_dim, mask_prob, normalise):
+    def __init__(self, obs_dim, act_dim, normalise):
         super().__init__()
         self.embed = nn.Linear(2 * obs_dim + act_dim + 1, 32, bias=False)
         self.lstm = nn.LSTM(32, 32, batch_first=True)
         self.head = nn.Linear(32, Z_DIM, bias=False)
-        self.mask_prob = mask_prob
         self.normalise = normalise
 
-    def mask(self, x):
-        """Hides whole vectors, each with probability `mask_prob`."""
-        keep = torch.rand(*x.shape[:2], 1, device=x.device) >= self.mask_prob
-        return x * keep
-
     def forward(self, obs, actions, deltas, rewards):  # each [batch, time, dim]
-        parts = [obs, actions, deltas, rewards]
-        if self.training:
-            parts = [self.mask(part) for part in parts]
-        x = self.embed(torch.cat(parts, dim=-1))
+        x = self.embed(torch.cat([obs, actions, deltas, rewards], dim=-1))
         if self.normalise:
             x = avg_l1_norm(x)
         hidden, _ = self.lstm(x)
@@ -257,29 +260,14 @@ class Inference(nn.Module):
 
     def __init__(self, obs_dim, act_dim, args):
         super().__init__()
-        self.encoder = Encoder(obs_dim, act_dim, args.mask_prob, args.normalise)
+        self.encoder = Encoder(obs_dim, act_dim, args.normalise)
         self.hypernetwork = Hypernetwork(Z_DIM) if args.hypernetwork else nn.Identity()
-        if args.bias_init:
+        if args.hypernetwork and args.bias_init:
             nn.init.zeros_(self.hypernetwork.first.weight[:, :Z_DIM].data)
 
     def forward(self, window):
         z = self.encoder(*window)
         return self.hypernetwork(z)
-
-
-class Critic(nn.Module):
-    """Two Q-functions, and what tells them about the context."""
-
-    def __init__(self, obs_dim, act_dim, args):
-        super().__init__()
-        self.infer = Inference(obs_dim, act_dim, args)
-        self.qf1 = MLP(obs_dim + act_dim, 1, args.hypernetwork)
-        self.qf2 = MLP(obs_dim + act_dim, 1, args.hypernetwork)
-
-    def forward(self, obs_actions, condition):  # -> two times [batch]
-        qf1 = self.qf1(obs_actions, condition)
-        qf2 = self.qf2(obs_actions, condition)
-        return qf1.squeeze(1), qf2.squeeze(1)
 
 
 # ---------------------------------------------------- Replay buffer ---------------------------------------------------
@@ -290,6 +278,7 @@ class ReplayBuffer:
 
     def __init__(self, history, buffer_size, device):
         num_envs, steps = history.rewards.shape
+        self.steps = steps
         self.num_episodes = buffer_size // steps  # of each context
         self.num_added = 0
         self.window_size = history.window_size
@@ -328,7 +317,7 @@ class ReplayBuffer:
         i = torch.randint(self.total, (batch_size,), device=device)
         episode = torch.searchsorted(self.ends, i, right=True)  # the one that step i lies in
         t = i - self.begins[episode]  # the step's place in that episode
-        last = t == self.obs.shape[2] - self.window_size - 1  # is it the episode's last step?
+        last = t == self.steps - 1  # is it the episode's last step?
         start = episode * self.obs.shape[2] + t  # where the step's window begins in these lists
         now = start + self.window_size
 
@@ -354,16 +343,21 @@ class Agent(nn.Module):
         self.args = args
         self.target_entropy = -act_dim
         self.window_size = aib_envs.get_task(args.env_id).window  # K
+        self.mask_prob = mask_probability(args)
         self.infer_for_actor = Inference(obs_dim, act_dim, args)
         self.actor = Actor(obs_dim, 2 * act_dim, args.hypernetwork)
-        self.critic = Critic(obs_dim, act_dim, args)
-        self.critic_target = copy.deepcopy(self.critic)
+        self.infer_for_q = Inference(obs_dim, act_dim, args)
+        self.qf1 = MLP(obs_dim + act_dim, 1, args.hypernetwork)
+        self.qf2 = MLP(obs_dim + act_dim, 1, args.hypernetwork)
+        self.infer_for_q_target = copy.deepcopy(self.infer_for_q)
+        self.qf1_target = copy.deepcopy(self.qf1)
+        self.qf2_target = copy.deepcopy(self.qf2)
         self.log_alpha = nn.Parameter(torch.zeros(()))
 
         self.actor_parameters = [*self.infer_for_actor.parameters(), *self.actor.parameters()]
         self.actor_optimizer = adam(self.actor_parameters, args.policy_lr)
-        self.q_optimizer = adam([*self.critic.qf1.parameters(), *self.critic.qf2.parameters()], args.q_lr)
-        self.encoder_optimizer = adam(self.critic.infer.parameters(), args.encoder_lr)
+        self.q_optimizer = adam([*self.qf1.parameters(), *self.qf2.parameters()], args.q_lr)
+        self.encoder_optimizer = adam(self.infer_for_q.parameters(), args.encoder_lr)
         self.alpha_optimizer = adam([self.log_alpha], args.q_lr)
 
     @torch.inference_mode()
@@ -373,7 +367,8 @@ class Agent(nn.Module):
         places = subsample(len(obs), self.window_size, training).numpy()
         window = [torch.from_numpy(part).to(device) for part in history.window(places, with_rewards=True)]
         obs = torch.from_numpy(obs).to(device)
-        self.train(training)
+        if training:
+            window = mask(window, self.mask_prob)
         condition = self.infer_for_actor(window)
         if training:
             actions, _ = self.actor.get_action(obs, condition)
@@ -386,18 +381,22 @@ class Agent(nn.Module):
         """One gradient step on a sampled batch. Returns the losses."""
         losses = {}
         obs_actions = torch.cat([obs, actions], 1)
-        self.train()
+        window = mask(window, self.mask_prob)  # every loss sees the same
 
         # Critics and their encoder. Episodes end by time limit only, so the target bootstraps there, too.
         with torch.no_grad():
             next_actions, next_log_pi = self.actor.get_action(next_obs, self.infer_for_actor(window))
             next_obs_actions = torch.cat([next_obs, next_actions], 1)
-            qf1_next, qf2_next = self.critic_target(next_obs_actions, self.critic_target.infer(window))
-            min_qf_next = torch.min(qf1_next, qf2_next)
+            condition = self.infer_for_q_target(window)
+            qf1_next = self.qf1_target(next_obs_actions, condition)
+            qf2_next = self.qf2_target(next_obs_actions, condition)
+            min_qf_next = torch.min(qf1_next, qf2_next).squeeze(1)
             alpha = self.log_alpha.exp()
             goes_on = ~last | self.args.bootstrap_at_limit
             next_q_value = rewards + goes_on * self.args.gamma * (min_qf_next - alpha * next_log_pi)
-        qf1, qf2 = self.critic(obs_actions, self.critic.infer(window))
+        condition = self.infer_for_q(window)
+        qf1 = self.qf1(obs_actions, condition).squeeze(1)
+        qf2 = self.qf2(obs_actions, condition).squeeze(1)
         losses["qf_loss"] = F.mse_loss(qf1, next_q_value) + F.mse_loss(qf2, next_q_value)
         self.q_optimizer.zero_grad()
         self.encoder_optimizer.zero_grad()
@@ -405,10 +404,12 @@ class Agent(nn.Module):
         self.q_optimizer.step()
         self.encoder_optimizer.step()
 
+        with torch.no_grad():
+            condition = self.infer_for_q(window)
         policy_updates = POLICY_FREQUENCY if update_policy else 0
         for _ in range(policy_updates):
             # Policy and its encoder
-            losses["actor_loss"], log_pi = self.actor_loss(obs, window)
+            losses["actor_loss"], log_pi = self.actor_loss(obs, window, condition)
             self.actor_optimizer.zero_grad()
             losses["actor_loss"].backward(inputs=self.actor_parameters)  # the Q-functions learn nothing from it
             self.actor_optimizer.step()
@@ -424,19 +425,21 @@ class Agent(nn.Module):
         losses["alpha"] = self.log_alpha.exp()
         return {name: loss.detach() for name, loss in losses.items()}
 
-    def actor_loss(self, obs, window):
-        """The policy's loss [] and the log-probabilities [batch] of the actions that it samples."""
+    def actor_loss(self, obs, window, condition):
+        """The policy's loss [] and the log-probabilities [batch] of the actions that it samples. `condition`: what the
+        Q-functions are told, a constant here."""
         pi, log_pi = self.actor.get_action(obs, self.infer_for_actor(window))
-        with torch.no_grad():
-            critic_condition = self.critic.infer(window)
-        qf1_pi, qf2_pi = self.critic(torch.cat([obs, pi], 1), critic_condition)
-        return (self.log_alpha.exp().detach() * log_pi - torch.min(qf1_pi, qf2_pi)).mean(), log_pi
+        obs_pi = torch.cat([obs, pi], 1)
+        min_qf_pi = torch.min(self.qf1(obs_pi, condition), self.qf2(obs_pi, condition)).squeeze(1)
+        return (self.log_alpha.exp().detach() * log_pi - min_qf_pi).mean(), log_pi
 
     @torch.no_grad()
     def update_targets(self):
-        """Moves the target networks, and their encoder, a little towards the critic."""
-        for source, slow in zip(self.critic.parameters(), self.critic_target.parameters(), strict=True):
-            slow.lerp_(source, self.args.tau)
+        """Moves the target networks, and their encoder, a little towards those that learn."""
+        pairs = [(self.qf1, self.qf1_target), (self.qf2, self.qf2_target), (self.infer_for_q, self.infer_for_q_target)]
+        for module, target in pairs:
+            for source, slow in zip(module.parameters(), target.parameters(), strict=True):
+                slow.lerp_(source, self.args.tau)
 
     def diagnose(self, *batch):
         """Nothing more to say."""

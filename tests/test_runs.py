@@ -31,7 +31,7 @@ import aib_envs
 import aib_run
 
 ROOT = Path(__file__).parent.parent
-SCRIPTS = ["dr_sac.py", "da_sac.py", "dma_sac.py", "dmah_sac.py", "dmash_sac.py"]
+SCRIPTS = ["dr_sac.py", "da_sac.py", "dma_sac.py", "dmah_sac.py", "dmash_sac.py", "rsac.py"]
 SHORT = ["--env-id", "DI", "--total-timesteps", "200", "--learning-starts", "100", "--eval-every", "100"]
 SHORT += ["--eval-rollouts", "1", "--batch-size", "32", "--buffer-size", "2000"]
 

@@ -77,6 +77,8 @@ OTHER = {
     "policy_lr": 1e-2,
     "q_lr": 1e-2,
     "dynamics_lr": 1e-2,
+    "encoder_lr": 1e-2,
+    "bias_init": True,
     "mask_prob": 0.9,
     "normalise": False,
     "detach_critic": False,
@@ -98,7 +100,8 @@ FLAGS = [
 def test_a_flag_changes_what_is_learned(script, name):
     module = learning.script(script)
     results = []
-    needed = {"context_aware": True} if script == "dr_sac.py" and name == "scale_context" else {}
+    needed = {("dr_sac.py", "scale_context"): {"context_aware": True}, ("rsac.py", "bias_init"): {"hypernetwork": True}}
+    needed = needed.get((script, name), {})
     for flags in (needed, needed | {name: OTHER[name]}):
         torch.manual_seed(0)
         agent = learning.make_agent(module, **flags)
@@ -128,6 +131,7 @@ def test_buffer_size_counts_transitions_of_each_context(script):
         ("dmash_sac.py", "--batch-size 0"),
         ("dma_sac.py", "--kl-beta -1"),
         ("dr_sac.py", "--scale-context"),
+        ("rsac.py", "--bias-init"),
     ],
 )
 def test_bad_flags_get_one_line_that_names_them(script, flags, monkeypatch, capsys, tmp_path):
@@ -188,6 +192,7 @@ SLOW = [
     ("dma_sac.py", "Cheetah", "--kl-beta 0.4", "DMA-Pearl"),
     ("dmah_sac.py", "HopperGym", "--rl-only", "DMAstar-H-RLonly"),
     ("dmash_sac.py", "WalkerGym", "", "DMAstar-SH"),
+    ("rsac.py", "Reacher-H", "--hypernetwork", "RSAC-H"),
 ]
 
 

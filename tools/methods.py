@@ -33,8 +33,8 @@ METHODS = {
         Method("DMAstar-SH", "dmash_sac.py", window=True),
         # Not in the paper: they stand where it has Amago
         Method("RSAC", "rsac.py", window=True, extra=True),
-        Method("RSAC-H", "rsac.py", "--hypernetwork --mask-prob 0.4", window=True, extra=True),
-        Method("RSAC-H-biasinit", "rsac.py", "--hypernetwork --mask-prob 0.4 --bias-init", window=True, extra=True),
+        Method("RSAC-H", "rsac.py", "--hypernetwork", window=True, extra=True),
+        Method("RSAC-H-biasinit", "rsac.py", "--hypernetwork --bias-init", window=True, extra=True),
         # Variants and ablations
         Method("Concat-scaled", "dr_sac.py", "--context-aware --scale-context", told=True, extra=True),
         Method("DA-scaled", "da_sac.py", "--scale-context", told=True, extra=True),
