@@ -40,16 +40,21 @@ METHODS = ["dr_sac.py", "da_sac.py", "dma_sac.py", "dmah_sac.py", "dmash_sac.py"
 def test_every_method_gets_a_row_for_each_mode(script, flags, fresh):
     trained = fresh(script, flags)
     contexts = aib_envs.eval_contexts(trained.task)
-    played = report_agents.Episodes(trained, contexts, predict=True)
-    rows, z = report_modes.rows_of(trained, played, contexts)
+    played = report_agents.Episodes(trained, contexts)
+    wandered = report_agents.Episodes(trained, contexts, predict=True, random=True)
+    rows, z = report_modes.rows_of(trained, played, wandered, contexts)
     assert [row["mode"] for row in rows] == ["+ +", "+ -", "- +", "- -"]
     assert [row["seen"] for row in rows] == ["yes", "yes", "yes", "no"]
     with_z = script not in ("dr_sac.py", "da_sac.py")
     assert (z is not None) == with_z and all(("nearest z" in row) == with_z for row in rows)
     assert all(("dynamics error" in row) == script.startswith("dma") for row in rows)
+    acted = []
+    policy = lambda obs, history: acted.append(trained.agent.act(obs, history)) or acted[-1]
     envs = trained.make_envs(contexts)
-    returns, _ = aib_envs.evaluate(envs, trained.agent.act, trained.agent.window_size, 1)
-    assert np.array_equal(played.returns, returns[:, 0])  # looking changes nothing
+    aib_envs.evaluate(envs, policy, trained.agent.window_size, 1)
+    assert np.array_equal(played.actions, np.stack(acted[-12:-1], axis=1))  # looking changes nothing
+    low, middle, high = np.quantile(wandered.actions, [0.05, 0.5, 0.95])
+    assert -1 <= low < -0.8 < -0.1 < middle < 0.1 < 0.8 < high <= 1
 
 
 @pytest.mark.parametrize("script", ["dma_sac.py", "dmah_sac.py", "dmash_sac.py"])
@@ -86,28 +91,34 @@ def test_told_its_own_z_the_policy_acts_as_it_did(flags, fresh):
 
 
 def test_what_the_table_says(fresh):
-    """Made-up episodes: z of the unseen mode lies on that of "+ -", and its forces are right along x only."""
+    """Made-up episodes: z of the unseen mode lies on that of "+ -", and its first forces are right along x only."""
     trained = fresh("dmash_sac.py")
     contexts = aib_envs.eval_contexts(trained.task)
     mode = np.array([[c["inversion_x"], c["inversion_y"]] for c in contexts])
-    played = types.SimpleNamespace()
-    shown = np.where((mode == -1).all(1)[:, None], [1, -1], mode)
-    played.z = np.zeros((60, 11, 8), np.float32)
-    played.z[:, :, :2] = shown[:, None]
-    played.obs = np.full((60, 11, 4), 0.5, np.float32)
-    played.actions = np.repeat(-mode[:, None], 11, axis=1).astype(np.float32)
+    rng = np.random.default_rng(0)
+    wandered = types.SimpleNamespace()
+    wandered.z = np.zeros((60, 11, 8), np.float32)
+    wandered.z[:, :, :2] = 3 * np.where((mode == -1).all(1)[:, None], [1, -1], mode)[:, None]
+    wandered.deltas = rng.uniform(1, 3, (60, 11, 4))
+    wandered.predictions = np.where(mode[:, :1, None] == 1, 0.5, 0.0) * wandered.deltas
+    played = types.SimpleNamespace(returns=np.arange(60.0))
+    sides = rng.choice([-1, 1], (60, 1, 2))
+    played.obs = np.concatenate([0.5 * sides, -0.1 * sides], axis=2).repeat(11, axis=1)  # place and speed
+    played.actions = np.repeat(-mode[:, None] * sides, 11, axis=1).astype(np.float32)
+    played.actions[:, 5:] *= -1  # then it brakes
     played.actions[40:, :, 1] *= -1
-    played.actions_with = lambda z: np.broadcast_to(-z[:2], (60, 11, 2))
-    played.deltas = np.ones((60, 11, 4))
-    played.predictions = np.where(mode[:, :1, None] == 1, 0.5, 0.0) * played.deltas
-    played.returns = np.arange(60.0)
-    rows, _ = report_modes.rows_of(trained, played, contexts)
+    signs = np.where(np.arange(11) < 5, -1, 1)[None, :, None]
+    played.actions_with = lambda z: signs * sides * z[:2] / 3
+    rows, _ = report_modes.rows_of(trained, played, wandered, contexts)
     unseen = rows[-1]
-    assert unseen["nearest z"] == "+ -: 100 %" and unseen["distance"] == "0.00" and unseen["return"] == "49.5"
+    assert (unseen["nearest z"], unseen["acts as in"]) == ("+ -: 100 %", "- +: 100 %")
+    assert unseen["distance"] == unseen["unlike it"] == "0.00" and unseen["return"] == "49.5"
     assert unseen["forces towards the goal"] == "100 %, 0 %"
     assert [row["dynamics error"] for row in rows] == ["0.25", "0.25", "1", "1"]
     assert all(row["nearest z"] == row["acts as in"] == f"{row['mode']}: 100 %" for row in rows[:3])
     assert all(row["forces towards the goal"] == "100 %, 100 %" for row in rows[:3])
+    # between "+ +", "+ -" and "- +" lie 6, 6 and 6 times the root of 2
+    assert [row["distance"] for row in rows[:3]] == ["0.88", "0.88", "0.88"]
 
 
 def test_the_report_names_what_it_leaves_out(fresh, tmp_path, monkeypatch):

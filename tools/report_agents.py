@@ -367,9 +367,9 @@ class Episodes:
     """One episode in each context, in the benchmark's protocol. returns [n]; obs, actions, deltas [n, T - 1, dim]; z
     [n, T - 1, 8], None without an encoder; predictions of the deltas [n, T - 1, obs_dim] if they are asked for and
     there is a dynamics model, else None. The last step is left out: what comes after it is not seen. `noise`: standard
-    deviation of Gaussian noise that is added to the actions."""
+    deviation of Gaussian noise that is added to the actions; `random`: uniform actions in their place."""
 
-    def __init__(self, trained, contexts, predict=False, noise=0.0):
+    def __init__(self, trained, contexts, predict=False, noise=0.0, random=False):
         self.agent, steps = trained.agent, aib_envs.get_task(trained.task).steps
         encoder = encoder_of(self.agent)
         z, kept, predictions, rng = [], [], [], np.random.default_rng(0)
@@ -377,6 +377,8 @@ class Episodes:
 
         def policy(obs, history):
             actions = self.agent.act(obs, history)
+            if random:
+                actions = rng.uniform(-1, 1, actions.shape).astype(np.float32)
             if noise:
                 actions = np.clip(actions + noise * rng.standard_normal(actions.shape, np.float32), -1, 1)
             kept.append((obs, actions))

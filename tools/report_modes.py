@@ -4,6 +4,7 @@ python tools/report_modes.py runs/<dir> ...    loads their agents: report/modes.
 """
 
 import argparse
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -12,14 +13,18 @@ import aib_envs
 import report_agents
 from report import Page, csv_text, fail, legend, panels, plt, rank, tell, write
 
-ABOUT = """One episode in each of the 60 contexts, mean actions, evaluation-mode encoder. Seen modes are those of train
-and eval-in. Dynamics error: mean squared error of the predicted change of the observation, over the mean square of the
-change itself, so that 1 is what a model earns that predicts no change. Nearest z: to which seen mode's mean z the mean
-z of the episodes is nearest. Distance: from the mean z of this mode to the nearest one of another seen mode, in units
-of the mean distance between seen modes. Acts as in: in which seen mode the same policy, in the same state, would act
-most like it; it is then told the mean z of that mode. Forces towards the goal (DI only): the share of the first
-quarter's steps in which the force along x, along y drives the point towards 0.
+ABOUT = """One episode in each of the 60 contexts with mean actions, and one with random actions, which show more of the
+world than a policy that has reached its goal, or that pushes against a wall. Seen modes are those of train and eval-in.
+From random actions: *Dynamics error*: mean squared error of the predicted change of the observation, over the mean
+square of the change itself, so that 1 is what a model earns that predicts no change. *Nearest z*: to which seen mode's
+mean z the mean z of an episode is nearest. *Distance*: from the mean z of this mode to the nearest one of another seen
+mode, in units of the mean distance between seen modes. From the policy's own actions: *Acts as in*: in which seen mode
+the same policy, in the same state, would act most like it; it is then told the mean z of that mode. *Unlike it*: how
+far its actions still are from those, mean square, in units of the mean between two seen modes. *Forces towards the
+goal* (DI only): the share of the first five steps in which the force along x, along y drives the point towards 0;
+later a good policy brakes.
 """
+EARLY = 5  # steps
 
 
 def mode_keys(task):
@@ -32,26 +37,28 @@ def name_of(mode):
     return " ".join("-" if value == -1 else "+" if value == 1 else str(value) for value in mode)
 
 
-def rows_of(trained, played, contexts):
-    """Rows of the table: one for each mode. And the mean z of each context [60, 8], None without an encoder."""
+def rows_of(trained, played, wandered, contexts):
+    """Rows of the table: one for each mode. And the mean z of each context [60, 8], None without an encoder. `played`:
+    episodes with the policy's actions; `wandered`: with random ones."""
     keys = mode_keys(trained.task)
     mode = [tuple(context[key] for key in keys) for context in contexts]
     seen = sorted(set(mode[:40]), reverse=True)  # train and eval-in
     of = lambda which: np.array([m == which for m in mode])
+    pairs = list(itertools.combinations(seen, 2))
     z = centres = None
-    if played.z is not None:
-        z = played.z.mean(1)
+    if wandered.z is not None:
+        z = wandered.z.mean(1)
         centres = {m: z[of(m)].mean(0) for m in seen}
-        scale = np.mean([np.linalg.norm(centres[a] - centres[b]) for a in seen for b in seen if a != b])
+        scale = np.mean([np.linalg.norm(centres[a] - centres[b]) for a, b in pairs])
         as_in = {m: played.actions_with(centres[m]) for m in seen}
     rows = []
     for m in sorted(set(mode), reverse=True):
         own = of(m)
         row = {"task": trained.task, "run": trained.name, "mode": name_of(m), "seen": "yes" if m in seen else "no"}
         row["return"] = f"{played.returns[own].mean():.1f}"
-        if played.predictions is not None:
-            error = np.mean((played.predictions[own] - played.deltas[own]) ** 2) / np.mean(played.deltas[own] ** 2)
-            row["dynamics error"] = f"{error:.2g}"
+        if wandered.predictions is not None:
+            deltas = wandered.deltas[own]
+            row["dynamics error"] = f"{np.mean((wandered.predictions[own] - deltas) ** 2) / np.mean(deltas**2):.2g}"
         if centres:
             distances = np.stack([np.linalg.norm(z[own] - centres[s], axis=1) for s in seen])
             row["nearest z"] = shares(distances.argmin(0), seen)
@@ -59,10 +66,11 @@ def rows_of(trained, played, contexts):
             row["distance"] = f"{min(others) / scale:.2f}"
             unlike = np.stack([((played.actions[own] - as_in[s][own]) ** 2).mean((1, 2)) for s in seen])
             row["acts as in"] = shares(unlike.argmin(0), seen)
+            between = np.mean([(as_in[a][own] - as_in[b][own]) ** 2 for a, b in pairs])
+            row["unlike it"] = f"{unlike.min(0).mean() / between:.2f}"
         if trained.task == "DI-Signs":
-            quarter = played.obs.shape[1] // 4
-            pushed = played.actions[own, :quarter] * np.array(m)
-            towards = (pushed * played.obs[own, :quarter, :2] < 0).mean((0, 1))
+            pushed = played.actions[own, :EARLY] * np.array(m)
+            towards = (pushed * played.obs[own, :EARLY, :2] < 0).mean((0, 1))
             row["forces towards the goal"] = ", ".join(f"{100 * share:.0f} %" for share in towards)
         rows.append(row)
     return rows, z
@@ -115,7 +123,9 @@ def report(directories, out):
     table = []
     for directory, trained in agents:
         contexts = aib_envs.eval_contexts(trained.task)
-        rows, z = rows_of(trained, report_agents.Episodes(trained, contexts, predict=True), contexts)
+        played = report_agents.Episodes(trained, contexts)
+        wandered = report_agents.Episodes(trained, contexts, predict=True, random=True)
+        rows, z = rows_of(trained, played, wandered, contexts)
         table += rows
         if z is not None:
             figure = figure_of(trained, z, contexts)
