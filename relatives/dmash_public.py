@@ -1,10 +1,12 @@
 """DMA*-SH with what the authors' public code does otherwise than the paper's text and dmash_sac.py: an experiment.
 
-docs/differences.md lists the differences and why we decide otherwise. Here are those that may change what is learned:
-a fresh mask and encoding for every loss, the encoder's step first, windows that may hold the transition that is to be
-predicted, and a deterministic warm-up that begins with the last episode's window. --no-public-steps leaves these out;
---unchunked makes all adapter weights with one output layer. Everything else is imported from dmash_sac.py.
-Start it with: python relatives/dmash_public.py --env-id DI --no-bootstrap-at-limit
+docs/differences.md lists the differences and why we decide otherwise. Here are its items 4, 6, 7, 8 and 10: a fresh
+mask and encoding for every loss, the encoder's step first, windows that may hold the transition that is to be
+predicted, a deterministic warm-up that begins with the last episode's window, and new actions for the temperature.
+--no-public-steps leaves these out. --unchunked, item 1, makes all adapter weights with one output layer, and --no-
+bootstrap-at-limit is item 3. Equal shares of contexts in a batch (9), the evaluation (5, 11) and the seeds (12) stay
+ours.
+Start it with: python relatives/dmash_public.py --env-id DI --unchunked --no-bootstrap-at-limit
 """
 
 from dataclasses import dataclass
@@ -172,7 +174,9 @@ class Agent(dmash_sac.Agent):
             losses["actor_loss"].backward(inputs=list(self.actor.parameters()))
             self.actor_optimizer.step()
 
-            # Temperature
+            # Temperature, with new actions
+            with torch.no_grad():
+                _, log_pi = self.actor.get_action(obs, omega)
             alpha = self.log_alpha.exp()
             losses["alpha_loss"] = (-alpha * (log_pi.detach() + self.target_entropy)).mean()
             self.alpha_optimizer.zero_grad()

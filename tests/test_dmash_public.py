@@ -77,12 +77,37 @@ def test_a_warm_up_begins_with_the_last_episodes_window():
     (before, *_), places = history.window(np.arange(10)[None]), np.arange(10)[None]
     history.begin()
     assert np.array_equal(history.window(places)[0], before) and before[0, :, 0].tolist() == list(range(20, 30))
-    buffer = script.ReplayBuffer(history, 20, "cpu")
-    buffer.add(history)
+    buffer = script.ReplayBuffer(history, 60, "cpu")
+    for number in range(4):  # the last one takes the place of the first
+        for part in (history.obs, history.actions, history.next_obs):
+            part += number
+        buffer.add(history)
     restored = script.History(3, 10, 20, 2, 1)
     restored.restore(buffer)
-    assert np.array_equal(restored.window(places)[0], before)
+    history.begin()
+    assert all(map(np.array_equal, restored.window(places), history.window(places)))
     assert aib_envs.History(3, 10, 20, 2, 1).window(places)[0].max() == 0  # ours starts from zeros
+
+
+@pytest.mark.parametrize("public_steps", [False, True])
+def test_every_part_of_an_unchunked_agent_learns(public_steps):
+    agent, buffer = learning.learner(script, unchunked=True, public_steps=public_steps)
+    before = learning.weights(agent)
+    learning.update(agent, buffer, 4)
+    assert not [name for name, p in learning.weights(agent).items() if torch.equal(p, before[name])]
+
+
+def test_the_temperature_sees_new_actions():
+    agent, buffer = learning.learner(script)
+    batch = buffer.sample(32)
+    drawn = []
+    act = agent.actor.get_action
+    agent.actor.get_action = lambda obs, omega: drawn.append(act(obs, omega)) or drawn[-1]
+    losses = agent.update(*batch, True)
+    actions = [action.detach() for action, _ in drawn]
+    assert len(actions) == 1 + 2 * 2 and not any(map(torch.equal, actions[1::2], actions[2::2]))
+    entropy = (drawn[-1][1] + agent.target_entropy).mean()
+    assert losses["alpha_loss"] / -entropy == pytest.approx(1, rel=0.01)  # the temperature has made one step from 1
 
 
 def test_ablations_of_detaching_are_refused(capsys):

@@ -74,5 +74,6 @@ METHODS = {
             window=True,
             extra=True,
         ),
+        Method("DMAstar-SH-public-unchunked", "relatives/dmash_public.py", "--unchunked", window=True, extra=True),
     )
 }

@@ -57,9 +57,9 @@ PAPER_SETS = {"train": "train", "eval-out": "eval_out", "all sets": "aggregated"
 FREE = plan.NOT_COUNTED | {"env_id", "seed", "total_timesteps", "dataset"}
 # Flags of many scripts that should be the same for all methods of a task, as the published runs have them.
 DEFAULTS = {"learning_starts": 5000, "buffer_size": 100_000, "batch_size": 256, "gamma": 0.99, "tau": 0.005}
-DEFAULTS |= {"policy_lr": 3e-4, "q_lr": 1e-3, "dynamics_lr": 3e-4, "eval_rollouts": 10}
+DEFAULTS |= {"policy_lr": 3e-4, "q_lr": 1e-3, "dynamics_lr": 3e-4, "eval_rollouts": 10, "bootstrap_at_limit": True}
 # Scripts whose published runs have other values, which depend on the task.
-RELATIVES = {Path(method.script).name for method in METHODS.values() if method.script.startswith("relatives/")}
+RELATIVES = {"hyperzero.py", "hyperdynamics.py"}
 STUCK = 60  # a rollout of ODE that ends with this or less, of 200, has waited at a wrong equilibrium
 
 
