@@ -404,12 +404,10 @@ class Agent(nn.Module):
         self.q_optimizer.step()
         self.encoder_optimizer.step()
 
-        with torch.no_grad():
-            condition = self.infer_for_q(window)
         policy_updates = POLICY_FREQUENCY if update_policy else 0
         for _ in range(policy_updates):
             # Policy and its encoder
-            losses["actor_loss"], log_pi = self.actor_loss(obs, window, condition)
+            losses["actor_loss"], log_pi = self.actor_loss(obs, window)
             self.actor_optimizer.zero_grad()
             losses["actor_loss"].backward(inputs=self.actor_parameters)  # the Q-functions learn nothing from it
             self.actor_optimizer.step()
@@ -425,10 +423,11 @@ class Agent(nn.Module):
         losses["alpha"] = self.log_alpha.exp()
         return {name: loss.detach() for name, loss in losses.items()}
 
-    def actor_loss(self, obs, window, condition):
-        """The policy's loss [] and the log-probabilities [batch] of the actions that it samples. `condition`: what the
-        Q-functions are told, a constant here."""
+    def actor_loss(self, obs, window):
+        """The policy's loss [] and the log-probabilities [batch] of the actions that it samples."""
         pi, log_pi = self.actor.get_action(obs, self.infer_for_actor(window))
+        with torch.no_grad():
+            condition = self.infer_for_q(window)
         obs_pi = torch.cat([obs, pi], 1)
         min_qf_pi = torch.min(self.qf1(obs_pi, condition), self.qf2(obs_pi, condition)).squeeze(1)
         return (self.log_alpha.exp().detach() * log_pi - min_qf_pi).mean(), log_pi

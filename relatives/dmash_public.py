@@ -3,9 +3,9 @@
 docs/differences.md lists the differences and why we decide otherwise. Here are its items 4, 6, 7, 8 and 10: a fresh
 mask and encoding for every loss, the encoder's step first, windows that may hold the transition that is to be
 predicted, a deterministic warm-up that begins with the last episode's window, and new actions for the temperature.
---no-public-steps leaves these out. --unchunked, item 1, makes all adapter weights with one output layer, and --no-
-bootstrap-at-limit is item 3. Equal shares of contexts in a batch (9), the evaluation (5, 11) and the seeds (12) stay
-ours.
+--no-public-steps leaves these out. --unchunked, item 1, makes all adapter weights with one output layer, and
+--no-bootstrap-at-limit is item 3. Equal shares of contexts in a batch (9), the evaluation (5, 11) and the seeds (12)
+stay ours.
 Start it with: python relatives/dmash_public.py --env-id DI --unchunked --no-bootstrap-at-limit
 """
 

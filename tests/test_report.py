@@ -444,6 +444,20 @@ def runs_of(task, steps=1000, **values):
     return [made(task, m, seed, x, steps) for m, own in named.items() for seed, x in enumerate(own, 1)]
 
 
+@pytest.mark.parametrize("script", ["dmash_sac.py", "dmash_public.py"])
+def test_terminal_time_limits_never_stand_under_a_plain_name(script, tmp_path):
+    for seed in (1, 2):
+        run = make_run(tmp_path, "Mine", seed, 50, flags={"bootstrap_at_limit": False})
+        edit(run / "config.json", script=script)
+    assert {run.method for run in read(tmp_path)[0]} == {"Mine (bootstrap_at_limit False)"}
+
+
+def test_the_file_of_a_table_has_its_hidden_columns(tmp_path):
+    page = report.Page(tmp_path, "figures")
+    page.table("Verdicts", "verdicts", [{"claim": "one", "kind": "overlapping"}], hidden=["kind"])
+    assert "overlapping" not in page.render("") and page.tables["verdicts"][0]["kind"] == "overlapping"
+
+
 def test_aer_and_the_better_of_the_last_two():
     run = made("DI", "DR", 1, 50)
     assert run.aer("train") == 50 and run.aer("eval-out") == 40 and run.aer("all sets") == pytest.approx(140 / 3)
@@ -540,6 +554,10 @@ def test_tasks_over_which_methods_are_compared():
         ("non-overlapping", ["DR", "DA", "DMA*-SH"], ["DI", "ODE"]),
         ("non-overlapping", ["DR", "DMA*-SH"], ["DI", "DI-Perm", "ODE", "Cheetah"]),
     ]
+    kinds = lambda runs: [kind for kind, *_ in report.blocks(runs)]
+    one = runs_of("DI-Friction", 50_000, DR=[1], DMA_SH=[1])
+    assert "all" not in kinds(half + one)
+    assert "all" in kinds(half + one + runs_of("BallInCup", 100_000, DR=[1], DMA_SH=[1]))
     assert not list(report.blocks(full + runs_of("ODE-2", 100_000, DR=[1], DMA_SH=[1])))  # not the benchmark's
 
 

@@ -343,6 +343,21 @@ def test_adaptation_belongs_to_a_length(tmp_path):
     assert results_page.adaptation_of(run) is None
 
 
+def test_what_a_change_costs_and_how_far_z_goes():
+    runs = results_page.read_results()[0]
+    lost, moved = [], []
+    for run in (run for run in runs if (run.task, run.method) == ("DI-Perm", "DMA")):
+        found = json.loads((run.directory / "adaptation.json").read_text())
+        rewards = found["rewards"]["switch"]
+        worst = min(statistics.fmean(rewards[t : t + 5]) for t in range(50, 96))
+        lost.append(round(100 - 100 * worst / statistics.fmean(rewards[38:50])))
+        moved.append(round(100 * found["moved"]["switch"][54]))  # the fifth step
+    values = results_page.Values(runs)
+    assert values.lost("DI-Perm", "DMA") == results_page.listed(list(map(str, lost)))
+    assert values.moved("DI-Perm", "DMA", "5") == results_page.listed(list(map(str, moved)))
+    assert values.lost("DI-Perm", "DMA", "usual") != values.lost("DI-Perm", "DMA")
+
+
 def test_a_z_that_is_not_wrong_earns_what_the_results_say():
     agents = results_page.wrong_z_of_agents()
     runs = {run.name: run for run in results_page.read_results()[0]}

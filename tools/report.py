@@ -1010,10 +1010,11 @@ class Page:
     def text(self, heading, text):
         self.sections.setdefault(heading, []).append(text)
 
-    def table(self, heading, name, rows):
+    def table(self, heading, name, rows, hidden=()):
+        """`hidden`: columns that only the table's file has."""
         if rows:
             self.tables[name] = rows
-            self.text(heading, markdown(rows))
+            self.text(heading, markdown([{k: value for k, value in row.items() if k not in hidden} for row in rows]))
 
     def figure(self, heading, name, figure, alt):
         for kind in self.kinds:
@@ -1044,7 +1045,7 @@ def add_verdicts(page, heading, name, rows):
     rows = [row for row in rows if row not in few]
     values = {key: {row[key] for row in rows if key in row} for key in ("kind", "training")}
     same = {key: found.pop() for key, found in values.items() if len(found) == 1}
-    page.table(heading, name, [{key: value for key, value in row.items() if key not in same} for row in rows])
+    page.table(heading, name, rows, hidden=same)
     if same:
         page.text(heading, f"In all rows: {', '.join(f'{key} {value}' for key, value in same.items())}.\n")
     if few:
