@@ -331,8 +331,8 @@ class ContextEnv(gym.Env):
         super().reset(seed=seed)
         self._set_context(self._original_context)
         self._diverged = False
-        self._obs = np.zeros(self.observation_space.shape, np.float32)
-        self._obs[len(self._obs) - len(self._suffix) :] = self._suffix
+        zeros = np.zeros(self.sizes[0], np.float32)  # what is seen if the start itself diverges
+        self._obs = np.concatenate([zeros, self._suffix])
         self._simulate(self._start, seed)
         return self._obs.copy(), {"diverged": self._diverged}
 
@@ -696,7 +696,7 @@ def make_vec(env_id, contexts, **options):
     """A gymnasium vector environment, one environment per context, that steps them in lockstep
     and never resets itself. `options` go to gymnasium.make. `infos["diverged"]` [n] tells which
     simulations have diverged in this episode."""
-    get_task(env_id)
+    get_task(env_id)  # ValueError for an unknown task; imports the module of module:Task
     name = f"AIB/{task_name(env_id)}-v0"
     make = functools.partial(gym.make, name, disable_env_checker=True, **options)
     makers = [functools.partial(make, context=context) for context in contexts]

@@ -433,10 +433,9 @@ def any_config(directory):
     return config | {"run": str(config["run"]), "script": str(config["script"]), "method": str(config["method"])}
 
 
-def read_config(directory, script=None):
-    """The config.json (dict) of a run of `script`, by default of this one; ends the program with one line if it is
-    not that."""
-    script = script or Path(sys.argv[0]).name
+def read_config(directory):
+    """The config.json (dict) of a run of this script; ends the program with one line if it is not that."""
+    script = Path(sys.argv[0]).name
     config = any_config(directory)
     if config["script"] != script:
         path = Path(sys.argv[0]).with_name(config["script"])
@@ -798,9 +797,8 @@ class Run:
             self._log_returns(history.rewards.sum(1))
         steps = history.rewards.shape[1]
         due = self.global_step // self.args.eval_every > self._saved // self.args.eval_every
-        last = (
-            self.args.keep_checkpoint and self.global_step + steps > self.total_steps
-        )  # the next episode may not be finished
+        # Of a run that may be extended, the last episode that is sure to be finished
+        last = self.args.keep_checkpoint and self.global_step + steps > self.total_steps
         self.safe_point(due or last)
 
     def begin_stage_2(self, global_step, env_steps):

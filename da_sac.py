@@ -98,8 +98,8 @@ class Hypernetwork(nn.Module):
 
     def __init__(self, inputs):
         super().__init__()
-        if CHUNK % WIDTH or CHUNK % BOTTLENECK:
-            raise ValueError("CHUNK must be a multiple of WIDTH and of BOTTLENECK")
+        if CHUNK % WIDTH or CHUNK % BOTTLENECK or BOTTLENECK * WIDTH % CHUNK:
+            raise ValueError("CHUNK must be a multiple of WIDTH and of BOTTLENECK, and divide their product")
         self.embeddings = nn.Parameter(torch.randn(2 * MATRIX_CHUNKS + BIAS_CHUNKS, EMBEDDING))
         self.first = nn.Linear(inputs + EMBEDDING, FEATURES)
         self.second = nn.Linear(FEATURES, FEATURES)
@@ -170,8 +170,8 @@ class MLP(nn.Module):
 
 
 class Actor(MLP):
-    """Gaussian policy, squashed into (-1, 1) by tanh. The head gives mean and log standard deviation. `condition` is
-    what the trunk and head are told about the context."""
+    """Gaussian policy, squashed into (-1, 1) by tanh. The head gives mean and log standard deviation. `condition`:
+    what the network is told about the context."""
 
     def forward(self, obs, condition):
         mean, log_std = super().forward(obs, condition).chunk(2, dim=1)
@@ -223,8 +223,10 @@ class ReplayBuffer:
     def sample(self, batch_size):
         """Steps drawn uniformly from all finished episodes: obs, actions, next_obs, rewards and last, all
         [batch, ...]."""
-        obs, next_obs = self.obs.flatten(0, 1), self.next_obs.flatten(0, 1)  # [episodes, T, obs_dim]
-        actions, rewards = self.actions.flatten(0, 1), self.rewards.flatten(0, 1)
+        obs = self.obs.flatten(0, 1)  # [episodes, T, obs_dim]
+        next_obs = self.next_obs.flatten(0, 1)
+        actions = self.actions.flatten(0, 1)
+        rewards = self.rewards.flatten(0, 1)
 
         i = torch.randint(self.total, (batch_size,), device=self.obs.device)
         episode = torch.searchsorted(self.ends, i, right=True)  # the one that step i lies in
@@ -298,7 +300,7 @@ class Agent(nn.Module):
             qf2_next = self.qf2_target(next_obs_actions, condition)
             min_qf_next = torch.min(qf1_next, qf2_next).squeeze(1)
             alpha = self.log_alpha.exp()
-            goes_on = ~last | self.args.bootstrap_at_limit
+            goes_on = ~last | self.args.bootstrap_at_limit  # all True, but for --no-bootstrap-at-limit
             next_q_value = rewards + goes_on * self.args.gamma * (min_qf_next - alpha * next_log_pi)
         qf1 = self.qf1(obs_actions, condition).squeeze(1)
         qf2 = self.qf2(obs_actions, condition).squeeze(1)

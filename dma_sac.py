@@ -32,9 +32,7 @@ class Args(aib_run.Args):  # --env-id, --seed, --total-timesteps, --resume, ... 
     dynamics_lr: aib_run.Fraction = 3e-4  # learning rate of encoder and dynamics model
     mask_prob: aib_run.Fraction = 0.2  # probability with which the encoder's inputs are masked in training
     normalise: bool = True  # AvgL1Norm behind the encoder's embedding and SimNorm at its end
-    kl_beta: aib_run.Fraction = (
-        0.0  # DMA-Pearl: Gaussian encoder without masks and norms, dynamics loss x (1 + beta KL)
-    )
+    kl_beta: aib_run.Fraction = 0.0  # DMA-Pearl: Gaussian encoder, no masks, no norms; dynamics loss x (1 + beta KL)
 
 
 POLICY_FREQUENCY = 2  # the policy is updated every second gradient step, twice
@@ -142,8 +140,8 @@ class MLP(nn.Module):
 
 
 class Actor(MLP):
-    """Gaussian policy, squashed into (-1, 1) by tanh. The head gives mean and log standard deviation. `condition` is
-    what the trunk and head are told about the context."""
+    """Gaussian policy, squashed into (-1, 1) by tanh. The head gives mean and log standard deviation. `condition`:
+    what the network is told about the context."""
 
     def forward(self, obs, condition):
         mean, log_std = super().forward(obs, condition).chunk(2, dim=1)
@@ -298,7 +296,7 @@ class Agent(nn.Module):
             qf2_next = self.qf2_target(next_obs_actions, z)
             min_qf_next = torch.min(qf1_next, qf2_next).squeeze(1)
             alpha = self.log_alpha.exp()
-            goes_on = ~last | self.args.bootstrap_at_limit
+            goes_on = ~last | self.args.bootstrap_at_limit  # all True, but for --no-bootstrap-at-limit
             next_q_value = rewards + goes_on * self.args.gamma * (min_qf_next - alpha * next_log_pi)
         qf1 = self.qf1(obs_actions, z).squeeze(1)
         qf2 = self.qf2(obs_actions, z).squeeze(1)
@@ -327,12 +325,12 @@ class Agent(nn.Module):
         losses["alpha"] = self.log_alpha.exp()
         return {name: loss.detach() for name, loss in losses.items()}
 
-    def actor_loss(self, obs, condition, reduce=torch.mean):
+    def actor_loss(self, obs, condition):
         """The policy's loss [] and the log-probabilities [batch] of the actions that it samples."""
         pi, log_pi = self.actor.get_action(obs, condition)
         obs_pi = torch.cat([obs, pi], 1)
         min_qf_pi = torch.min(self.qf1(obs_pi, condition), self.qf2(obs_pi, condition)).squeeze(1)
-        return reduce(self.log_alpha.exp().detach() * log_pi - min_qf_pi), log_pi
+        return (self.log_alpha.exp().detach() * log_pi - min_qf_pi).mean(), log_pi
 
     @torch.no_grad()
     def update_targets(self):
@@ -345,8 +343,9 @@ class Agent(nn.Module):
         """The shadow gradient: the mean norm of the gradient that the policy's loss would have with respect to z."""
         self.encoder.eval()
         z = self.encoder(*window).detach().requires_grad_()
-        loss, _ = self.actor_loss(obs, z, reduce=torch.sum)
+        loss, _ = self.actor_loss(obs, z)
         (gradient,) = torch.autograd.grad(loss, z)  # [batch, 8]
+        gradient = gradient * len(z)  # the loss is a mean; this is of each sample's own
         return {"shadow_gradient": gradient.norm(dim=1).mean().item()}
 
 

@@ -165,8 +165,8 @@ class Hypernetwork(nn.Module):
 
     def __init__(self, inputs):
         super().__init__()
-        if CHUNK % WIDTH or CHUNK % BOTTLENECK:
-            raise ValueError("CHUNK must be a multiple of WIDTH and of BOTTLENECK")
+        if CHUNK % WIDTH or CHUNK % BOTTLENECK or BOTTLENECK * WIDTH % CHUNK:
+            raise ValueError("CHUNK must be a multiple of WIDTH and of BOTTLENECK, and divide their product")
         self.embeddings = nn.Parameter(torch.randn(2 * MATRIX_CHUNKS + BIAS_CHUNKS, EMBEDDING))
         self.first = nn.Linear(inputs + EMBEDDING, FEATURES)
         self.second = nn.Linear(FEATURES, FEATURES)
@@ -227,8 +227,8 @@ class MLP(nn.Module):
 
 
 class Actor(MLP):
-    """Gaussian policy, squashed into (-1, 1) by tanh. The head gives mean and log standard deviation. `condition` is
-    what the trunk and head are told about the context."""
+    """Gaussian policy, squashed into (-1, 1) by tanh. The head gives mean and log standard deviation. `condition`:
+    what the network is told about the context."""
 
     def forward(self, obs, condition):
         mean, log_std = super().forward(obs, condition).chunk(2, dim=1)
@@ -379,7 +379,7 @@ class Agent(nn.Module):
             qf2_next = self.qf2_target(next_obs_actions, omega)
             min_qf_next = torch.min(qf1_next, qf2_next).squeeze(1)
             alpha = self.log_alpha.exp()
-            goes_on = ~last | self.args.bootstrap_at_limit
+            goes_on = ~last | self.args.bootstrap_at_limit  # all True, but for --no-bootstrap-at-limit
             next_q_value = rewards + goes_on * self.args.gamma * (min_qf_next - alpha * next_log_pi)
         critic_omega = omega if self.args.detach_critic else self.infer(window)
         qf1 = self.qf1(obs_actions, critic_omega).squeeze(1)
@@ -411,12 +411,12 @@ class Agent(nn.Module):
         losses["alpha"] = self.log_alpha.exp()
         return {name: loss.detach() for name, loss in losses.items()}
 
-    def actor_loss(self, obs, condition, reduce=torch.mean):
+    def actor_loss(self, obs, condition):
         """The policy's loss [] and the log-probabilities [batch] of the actions that it samples."""
         pi, log_pi = self.actor.get_action(obs, condition)
         obs_pi = torch.cat([obs, pi], 1)
         min_qf_pi = torch.min(self.qf1(obs_pi, condition), self.qf2(obs_pi, condition)).squeeze(1)
-        return reduce(self.log_alpha.exp().detach() * log_pi - min_qf_pi), log_pi
+        return (self.log_alpha.exp().detach() * log_pi - min_qf_pi).mean(), log_pi
 
     @torch.no_grad()
     def update_targets(self):
@@ -430,8 +430,9 @@ class Agent(nn.Module):
         self.encoder.eval()
         z = self.encoder(*window).detach().requires_grad_()
         omega = self.hypernetwork(z)
-        loss, _ = self.actor_loss(obs, omega, reduce=torch.sum)
+        loss, _ = self.actor_loss(obs, omega)
         (gradient,) = torch.autograd.grad(loss, z)  # [batch, 8]
+        gradient = gradient * len(z)  # the loss is a mean; this is of each sample's own
         return {"shadow_gradient": gradient.norm(dim=1).mean().item()}
 
 

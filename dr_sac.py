@@ -114,8 +114,10 @@ class ReplayBuffer:
     def sample(self, batch_size):
         """Steps drawn uniformly from all finished episodes: obs, actions, next_obs, rewards and last, all
         [batch, ...]."""
-        obs, next_obs = self.obs.flatten(0, 1), self.next_obs.flatten(0, 1)  # [episodes, T, obs_dim]
-        actions, rewards = self.actions.flatten(0, 1), self.rewards.flatten(0, 1)
+        obs = self.obs.flatten(0, 1)  # [episodes, T, obs_dim]
+        next_obs = self.next_obs.flatten(0, 1)
+        actions = self.actions.flatten(0, 1)
+        rewards = self.rewards.flatten(0, 1)
 
         i = torch.randint(self.total, (batch_size,), device=self.obs.device)
         episode = torch.searchsorted(self.ends, i, right=True)  # the one that step i lies in
@@ -174,7 +176,7 @@ class Agent(nn.Module):
             qf2_next = self.qf2_target(next_obs_actions)
             min_qf_next = torch.min(qf1_next, qf2_next).squeeze(1)
             alpha = self.log_alpha.exp()
-            goes_on = ~last | self.args.bootstrap_at_limit
+            goes_on = ~last | self.args.bootstrap_at_limit  # all True, but for --no-bootstrap-at-limit
             next_q_value = rewards + goes_on * self.args.gamma * (min_qf_next - alpha * next_log_pi)
         qf1 = self.qf1(obs_actions).squeeze(1)
         qf2 = self.qf2(obs_actions).squeeze(1)
@@ -217,7 +219,7 @@ class Agent(nn.Module):
                 slow.lerp_(source, self.args.tau)
 
     def diagnose(self, *batch):
-        """Nothing to say about z, which there is none of."""
+        """Nothing more to say."""
         return {}
 
 

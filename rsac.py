@@ -30,7 +30,7 @@ class Args(aib_run.Args):  # --env-id, --seed, --total-timesteps, --resume, ... 
     batch_size: aib_run.Count = 256  # transitions per gradient step
     gamma: aib_run.Fraction = 0.99  # discount factor
     tau: aib_run.Fraction = 0.005  # smoothing coefficient of the target networks
-    bootstrap_at_limit: bool = True  # does value lie beyond an episode's time limit? (the authors: no)
+    bootstrap_at_limit: bool = True  # does value lie beyond an episode's time limit?
     policy_lr: aib_run.Fraction = 3e-4  # learning rate of the policy, its encoder and hypernetwork
     q_lr: aib_run.Fraction = 1e-3  # learning rate of the Q-functions and the temperature
     encoder_lr: aib_run.Fraction = 3e-4  # learning rate of the Q-functions' encoder and hypernetwork
@@ -168,8 +168,8 @@ class Hypernetwork(nn.Module):
 
     def __init__(self, inputs):
         super().__init__()
-        if CHUNK % WIDTH or CHUNK % BOTTLENECK:
-            raise ValueError("CHUNK must be a multiple of WIDTH and of BOTTLENECK")
+        if CHUNK % WIDTH or CHUNK % BOTTLENECK or BOTTLENECK * WIDTH % CHUNK:
+            raise ValueError("CHUNK must be a multiple of WIDTH and of BOTTLENECK, and divide their product")
         self.embeddings = nn.Parameter(torch.randn(2 * MATRIX_CHUNKS + BIAS_CHUNKS, EMBEDDING))
         self.first = nn.Linear(inputs + EMBEDDING, FEATURES)
         self.second = nn.Linear(FEATURES, FEATURES)
@@ -237,8 +237,8 @@ class MLP(nn.Module):
 
 
 class Actor(MLP):
-    """Gaussian policy, squashed into (-1, 1) by tanh. The head gives mean and log standard deviation. `condition` is
-    what the trunk and head are told about the context."""
+    """Gaussian policy, squashed into (-1, 1) by tanh. The head gives mean and log standard deviation. `condition`:
+    what the network is told about the context."""
 
     def forward(self, obs, condition):
         mean, log_std = super().forward(obs, condition).chunk(2, dim=1)
@@ -392,7 +392,7 @@ class Agent(nn.Module):
             qf2_next = self.qf2_target(next_obs_actions, condition)
             min_qf_next = torch.min(qf1_next, qf2_next).squeeze(1)
             alpha = self.log_alpha.exp()
-            goes_on = ~last | self.args.bootstrap_at_limit
+            goes_on = ~last | self.args.bootstrap_at_limit  # all True, but for --no-bootstrap-at-limit
             next_q_value = rewards + goes_on * self.args.gamma * (min_qf_next - alpha * next_log_pi)
         condition = self.infer_for_q(window)
         qf1 = self.qf1(obs_actions, condition).squeeze(1)

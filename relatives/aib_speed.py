@@ -78,4 +78,4 @@ def _move_fingertip(spec, up):
 
 aib_envs.TASKS |= TASKS
 for _id, _task in TASKS.items():
-    gym.register(f"AIB/{_id}-v0", "aib_speed:SpeedEnv", kwargs={"env_id": _id}, max_episode_steps=_task.steps)
+    gym.register(f"AIB/{_id}-v0", f"{__name__}:SpeedEnv", kwargs={"env_id": _id}, max_episode_steps=_task.steps)

@@ -178,7 +178,7 @@ class Agent(dmash_sac.Agent):
             with torch.no_grad():
                 _, log_pi = self.actor.get_action(obs, omega)
             alpha = self.log_alpha.exp()
-            losses["alpha_loss"] = (-alpha * (log_pi.detach() + self.target_entropy)).mean()
+            losses["alpha_loss"] = (-alpha * (log_pi + self.target_entropy)).mean()
             self.alpha_optimizer.zero_grad()
             losses["alpha_loss"].backward()
             self.alpha_optimizer.step()

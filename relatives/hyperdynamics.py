@@ -41,7 +41,7 @@ class Args(aib_run.Args):  # --env-id, --seed, --run-dir, --resume, ... stand in
 
 WIDTH = 128  # size of the networks' layers
 WINDOW = 16  # transitions from which the context is inferred
-CEM_ITERATIONS = 5  # after each of which the next candidates are drawn around the best tenth
+CEM_ITERATIONS = 5  # rounds of candidates, each drawn around the best tenth of the round before
 
 
 def method_name(args):
@@ -218,7 +218,9 @@ class ReplayBuffer:
 
 
 class Agent(nn.Module):
-    """With --model expert, observations end with the true (scaled) context. The models do not see it: it tells which
+    """Infers a code from the window, generates a model from it, and plans with the model.
+
+    With --model expert, observations end with the true (scaled) context. The models do not see it: it tells which
     expert is asked, the one of the nearest training context."""
 
     def __init__(self, obs_dim, act_dim, args):

@@ -242,10 +242,9 @@ class DataSet(StackedReplay):
         return self.rewards.double().sum(2).mean(1).tolist()
 
 
-STAGE_1 = (  # what a data set depends on
-    *("total_timesteps", "learning_starts", "buffer_size", "batch_size", "gamma", "tau", "expert_lr", "noise_steps"),
-    "rollouts",
-)
+# The flags that a data set depends on
+STAGE_1 = ["total_timesteps", "learning_starts", "buffer_size", "batch_size", "gamma", "tau", "expert_lr"]
+STAGE_1 += ["noise_steps", "rollouts"]
 
 
 def write_dataset(path, args, dataset):
@@ -336,7 +335,7 @@ class ContextMLP(nn.Module):
         super().__init__()
         self.inputs, _ = sizes[-1]
         self.first = nn.Linear(self.inputs + dimensions, WIDTH)
-        self.rest = nn.ModuleList(mlp(nn.Linear, WIDTH, outputs)[1:] for _, outputs in sizes)
+        self.rest = nn.ModuleList(mlp(nn.Linear, WIDTH, outputs)[1:] for _, outputs in sizes)  # all but the first
 
     def forward(self, context):
         return [functools.partial(self.with_context, rest, context) for rest in self.rest]

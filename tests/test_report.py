@@ -106,8 +106,9 @@ def test_only_what_is_there_is_explained(tmp_path):
         assert order == sorted(order)
         overview, _, rest = pages[name].partition("## How to read")
         assert report.ABOUT_OVERVIEW in overview and "A cell" not in overview and "A cell" in rest
-    assert "Holm of 8" not in pages["one"] and "*Worse mode*" not in pages["one"] and "*Stuck*" in pages["one"]
-    assert "Holm of 8" in pages["many"] and "*Worse mode*" in pages["many"] and "*Stuck*" not in pages["many"]
+    assert "*Worse mode*" not in pages["one"] and "*Stuck*" in pages["one"]
+    assert "*Worse mode*" in pages["many"] and "*Stuck*" not in pages["many"]
+    assert report.ABOUT_VERDICTS in pages["many"] and report.ABOUT_VERDICTS not in pages["one"]
     assert "| 5.0 (1) |" in pages["one"] and "| 13 (5) |" in pages["many"]
 
 

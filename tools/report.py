@@ -962,7 +962,7 @@ its tasks of the kind. Intervals are shown from three seeds a task on.
 """
 ABOUT_VERDICTS = """P: the share of pairs of runs, one of each method, of which the claim is true, averaged over tasks.
 p: if the two methods were the same, the share of all ways to deal out the runs to them that give such a P or more
-(exact, one-sided; for one task Mann and Whitney's test). *Holm of 8*: p corrected for the 8 questions of this table,
+(exact, one-sided; for one task Mann and Whitney's test). *Holm of n*: p corrected for the n questions of its table,
 which are those that so many seeds can decide at all. A claim *holds* if that is at most 0.05, and *does not hold* if
 that is so of the opposite claim. Three seeds against three reach p = 0.05 at best, so a single task needs about five to
 decide.
