@@ -1025,7 +1025,10 @@ def in_words(context):
     return ", ".join(words.get((key, value), f"{key} {value:g}") for key, value in context.items())
 
 
-def film(envs, agent, flip_at=None, title="", num_frames=200, rewards=None):
+FRAMES = 200  # pictures of a video, at most
+
+
+def film(envs, agent, flip_at=None, title="", rewards=None):
     """One rollout of an agent as a list of pictures: uint8 [height, width, 3], environments side by side, without the
     warm-up. Every picture says task (or `title`), context, time and the return so far. At step `flip_at` the actuators
     are reversed (or swapped). `rewards`: a list, which gets the rewards, [environments, steps]."""
@@ -1039,7 +1042,7 @@ def film(envs, agent, flip_at=None, title="", num_frames=200, rewards=None):
                 env.unwrapped.flip()
         if t == 0 and rewards is not None:
             rewards.append(history.rewards)  # which the rollout fills
-        if t >= 0 and t % -(-steps // num_frames) == 0:
+        if t >= 0 and t % -(-steps // FRAMES) == 0:
             so_far = history.rewards[:, :t].sum(1)
             pictures = zip(envs.envs, so_far, strict=True)
             frames.append(np.hstack([_labelled(env.unwrapped, title, t, x) for env, x in pictures]))
@@ -1083,14 +1086,14 @@ def _write_text(draw, place, text, width, fill, anchor):
     draw.text(place, text, fill=fill, font=font, anchor=anchor)
 
 
-def write_gif(path, frames, fps=20):
-    """Writes pictures, uint8 [height, width, 3], as an animated GIF. One palette for all of them makes it small."""
+def write_gif(path, frames):
+    """Writes pictures, uint8 [height, width, 3], as an animated GIF, 20 a second. One palette makes it small."""
     from PIL import Image
 
     sample = np.vstack(frames[:: max(1, len(frames) // 10)])
     palette = Image.fromarray(sample).quantize(128)
     images = [Image.fromarray(frame).quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
-    images[0].save(path, "GIF", save_all=True, append_images=images[1:], duration=1000 // fps, loop=0)
+    images[0].save(path, "GIF", save_all=True, append_images=images[1:], duration=50, loop=0)
 
 
 # ------------------------------------------------------- Tracking -----------------------------------------------------

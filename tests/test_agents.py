@@ -5,11 +5,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import aib_envs
 import aib_run
+import watch
 
-AGENTS = sorted((Path(__file__).parent.parent / "agents").iterdir())
+DIRECTORY = Path(__file__).parent.parent / "agents"
+AGENTS = sorted(DIRECTORY.iterdir())
 LONG = [agent for agent in AGENTS if not agent.name.startswith("DI__")]
 
 
@@ -37,3 +40,24 @@ def test_an_agent_is_small_and_names_no_machine(agent):
     assert (agent / "agent.pt").stat().st_size < 2 * 2**20
     for name in ("config.json", "results.json"):
         assert json.loads((agent / name).read_text())["args"]["run_dir"] == "runs"
+
+
+def test_two_agents_side_by_side(tmp_path, capsys):
+    agents = tuple(str(DIRECTORY / name) for name in ("DI__DR", "DI__DMAstar-SH"))
+    watch.main(watch.Args(agents, context=("inversion=-1",), flip_at=50, out=str(tmp_path / "video.gif")))
+    watch.main(watch.Args(agents[:1], out=str(tmp_path / "alone.gif")))
+    with Image.open(tmp_path / "video.gif") as both, Image.open(tmp_path / "alone.gif") as one:
+        assert both.n_frames == one.n_frames == 100
+        assert both.width == 2 * one.width and both.height == one.height
+
+
+WRONG = [{"agents": ()}, {"flip_at": 100}, {"context": ("mass=-1",)}, {"out": "no/where.gif"}]
+
+
+@pytest.mark.parametrize("wrong", WRONG, ids=str)
+def test_what_cannot_be_watched(wrong, monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    options = {"agents": (str(DIRECTORY / "DI__DR"),)} | wrong
+    with pytest.raises(SystemExit) as end:
+        watch.main(watch.Args(**options))
+    assert end.value.code == 2 and len(capsys.readouterr().err.splitlines()) == 1

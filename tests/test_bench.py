@@ -83,8 +83,6 @@ def test_rates_of_training():
     # 5,000 steps take 100 s, and the evaluation after them 6 s
     assert medians["DMAstar"]["with_evaluations"] == pytest.approx(5000 / 106)
     assert medians["DR"]["env_steps_per_second"] == pytest.approx((3000 + 1500) / 2)
-    assert medians["DR"]["evaluation_steps_per_second"] == pytest.approx(60 * 1000 / 6)  # no warm-up
-    assert medians["DMAstar"]["evaluation_steps_per_second"] == pytest.approx(60 * 1128 / 6)
     assert medians["DR"]["memory_mib"] == 600
 
 

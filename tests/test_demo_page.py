@@ -122,23 +122,23 @@ def damage(directory, name):
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    "change",
     [
-        (lambda shared: shutil.rmtree(shared), "holds no trained agent"),
-        (lambda shared: (shared / "agent.pt").unlink(), "holds no trained agent"),
-        (lambda shared: (shared / "agent.pt").write_bytes(b"no weights"), "holds no trained agent"),
-        (lambda shared: (shared / "config.json").write_text("[]"), "holds no trained agent"),
-        (lambda shared: shutil.copy(AGENTS["DR"] / "config.json", shared), "needed is DMAstar-SH on DI"),
-        (lambda shared: damage(shared, "encoder.head.weight"), "has no encoder.head.weight of shape [8, 32]"),
+        lambda shared: shutil.rmtree(shared),
+        lambda shared: (shared / "agent.pt").unlink(),
+        lambda shared: (shared / "agent.pt").write_bytes(b"no weights"),
+        lambda shared: (shared / "config.json").write_text("[]"),
+        lambda shared: (shutil.rmtree(shared), shutil.copytree(AGENTS["DR"], shared)),
+        lambda shared: damage(shared, "encoder.head.weight"),
     ],
 )
-def test_what_is_no_agent_is_refused_in_one_line(tmp_path, monkeypatch, capsys, change, message):
+def test_what_is_no_agent_is_refused_in_one_line(tmp_path, monkeypatch, capsys, change):
     shared = shutil.copytree(AGENTS["DMAstar-SH"], tmp_path / "shared")
     change(shared)
     with pytest.raises(SystemExit) as end:
         make(monkeypatch, shared, AGENTS["DR"], "--out", tmp_path / "demo.html")
     error = capsys.readouterr().err
-    assert end.value.code == 2 and message in error and len(error.splitlines()) == 1
+    assert end.value.code == 2 and str(shared) in error and len(error.splitlines()) == 1
     assert not (tmp_path / "demo.html").exists()
 
 

@@ -534,19 +534,19 @@ def test_the_same_run():
         "run_dir": "a",
         "cuda": True,
     }
-    run = {"method": "DR", "args": args}
-    assert plan.same_run(run, {"method": "DR", "args": args | {"run_dir": "b", "cuda": False, "shape": [1, 2]}})
-    assert plan.same_run(run, {"method": "DR", "args": args | {"new": 1}}, {"new": 1})
-    assert plan.same_run({"method": "DR", "args": args | {"new": 1}}, run, {"new": 1})
-    assert not plan.same_run(run, {"method": "DR", "args": args | {"new": 2}}, {"new": 1})
-    assert not plan.same_run(run, {"method": "DR", "args": args | {"new": 1}})  # nobody knows the default
-    assert not plan.same_run(run, {"method": "Concat", "args": args})
-    assert plan.same_run(run, {"method": "DR", "args": args | {"eval_every": 1}}, {"eval_every": 5})
+    run = plan.identity("DR", args)
+    assert run == plan.identity("DR", args | {"run_dir": "b", "cuda": False, "shape": [1, 2]})
+    assert run != plan.identity("Concat", args)
+    assert run != plan.identity("DR", args | {"new": 1})  # nobody knows the default
+    assert plan.identity("DR", args, {"new": 1}) == plan.identity("DR", args | {"new": 1}, {"new": 1})
+    assert plan.identity("DR", args, {"new": 1}) != plan.identity("DR", args | {"new": 2}, {"new": 1})
+    assert plan.identity("DR", args, {"eval_every": 5}) == plan.identity("DR", args | {"eval_every": 1})
     for name, value in {"seed": 2, "gamma": 1.0, "total_timesteps": 1, "eval_rollouts": 1}.items():
-        assert not plan.same_run(run, {"method": "DR", "args": args | {name: value}}, {"eval_rollouts": 5})
-    own = {"method": "HyperZero", "args": args | {"dataset": "x", "held_out": 0.1}}  # stage 1 is the data set's
-    assert plan.same_run(own, {"method": "HyperZero", "args": own["args"] | {"gamma": 1.0, "total_timesteps": 1}})
-    assert not plan.same_run(own, {"method": "HyperZero", "args": own["args"] | {"held_out": 0.2}})
+        assert plan.identity("DR", args, {"eval_rollouts": 5}) != plan.identity("DR", args | {name: value})
+    args |= {"dataset": "x", "held_out": 0.1}  # stage 1 is the data set's
+    zero = plan.identity("HyperZero", args)
+    assert zero == plan.identity("HyperZero", args | {"gamma": 1.0, "total_timesteps": 1})
+    assert zero != plan.identity("HyperZero", args | {"held_out": 0.2})
 
 
 def test_damaged_files_do_not_lose_a_run_or_stop_the_grid(repo):

@@ -16,6 +16,7 @@ import torch
 
 import aib_envs
 import dma_sac
+import dmah_sac
 import dmash_sac
 import dr_sac
 import hyperdynamics
@@ -136,10 +137,11 @@ def test_a_foreign_window_holds_others_transitions_until_they_have_left_it():
     history = aib_envs.History(2, 4, 10, 1, 1)
     for t in range(-4, 6):
         obs = np.array([[t], [100 + t]], np.float32)
-        history.add(obs, obs + 0.5, np.zeros(2), obs + 1, np.zeros(2, bool))
+        history.add(obs, obs + 0.5, obs[:, 0], obs + 1, np.zeros(2, bool))
     positions = np.array([[0, 1, 2, 3]])  # transitions 2, 3, 4, 5
     view = report_agents.MixedWindow(history, np.array([1, 0]), 4)
-    obs, actions, deltas = view.window(positions)
+    obs, actions, deltas, rewards = view.window(positions, with_rewards=True)
+    assert np.array_equal(rewards, obs) and len(view.window(positions)) == 3
     assert obs[0, :, 0].tolist() == [102, 103, 4, 5] and obs[1, :, 0].tolist() == [2, 3, 104, 105]
     assert np.array_equal(actions, obs + 0.5) and (deltas == 1).all()
     own = history.window(positions)
@@ -194,7 +196,7 @@ def fresh(script, env_id):
     args = script.Args(env_id=env_id, cuda=False)
     make_envs = functools.partial(script.make_envs, args)
     agent = script.make_agent(args, make_envs([{}]))
-    encoder = getattr(agent, "encoder", None)
+    encoder = report_agents.encoder_of(agent)
     trained = report_agents.Trained(script.__name__, script.method_name(args), env_id, agent, 0, make_envs)
     trained.encoders = (encoder,) if encoder else ()
     trained.untrained = encoder
@@ -205,6 +207,14 @@ def fresh(script, env_id):
 def short_episodes(monkeypatch):
     for name in ("DI", "Cartpole"):
         monkeypatch.setitem(aib_envs.TASKS, name, dataclasses.replace(aib_envs.TASKS[name], steps=12))
+
+
+@pytest.mark.parametrize("script", [dma_sac, dmah_sac, dmash_sac, rsac])
+def test_every_agent_with_an_encoder_has_embeddings_and_adapts(script, short_episodes):
+    trained = fresh(script, "DI")
+    rewards, moved = report_agents.adaptation(trained, 1)
+    assert rewards["switch"].shape == rewards["foreign"].shape == (12,)
+    assert moved["switch"].shape == moved["foreign"].shape == (12,)
 
 
 TWO = [{"inversion": 1}, {"inversion": -1}]  # contexts of Cartpole, where every action changes the return
@@ -392,18 +402,15 @@ def table(path):
 @pytest.mark.slow
 def test_embeddings_of_real_runs(tmp_path):
     flags = ["--env-id", "DI", "--total-timesteps", "20", "--learning-starts", "200", "--eval-rollouts", "1"]
-    for script in ("dmash_sac.py", "dr_sac.py"):
+    for script in ("dmash_sac.py", "rsac.py", "dr_sac.py"):
         command = [sys.executable, str(ROOT / script), *flags]
         subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
     report_agents.report([*(tmp_path / "runs").iterdir(), Path("nowhere")], tmp_path / "report")
     rows = table(tmp_path / "report" / "tables" / "embeddings.csv")
-    assert [row["run"].split()[0] for row in rows[::3]] == ["DMA*-SH"]
+    assert [row["run"].split()[0] for row in rows[::3]] == ["DMA*-SH", "RSAC"]
     times = table(tmp_path / "report" / "tables" / "adaptation.csv")
     assert {row["what"] for row in times} == {"actuators change", "foreign window"}
     figures = [path.name for path in (tmp_path / "report" / "figures").glob("*.png")]
-    assert [name.split("__")[1] for name in figures if "embeddings" in name] == ["DMAstar-SH"]
-    assert {"DI_adaptation.png", "DI_information.png", "DI_paths.png"} <= set(figures)
+    assert {name.split("__")[1] for name in figures if "embeddings" in name} == {"DMAstar-SH", "RSAC"}
+    assert {"DI_adaptation.png", "DI_information.png"} <= set(figures)
     assert "nowhere" in (tmp_path / "report" / "agents.md").read_text()  # named, and the others reported
-    found = report_agents.paths([report_agents.load(path) for path in (tmp_path / "runs").glob("*DR*")], "DI", 2)
-    assert found["DR"].shape == (2, 2, 101, 2) and (found["DR"][0, :, 0] == found["DR"][1, :, 0]).all()
-    assert (found["DR"][0, :, 1:] != found["DR"][1, :, 1:]).any()

@@ -43,9 +43,9 @@ PARTS = {"Encoder": "encoder", "Hypernetwork": "hypernetwork and adapters", "ada
 class Args:
     env_id: str = "Cheetah"  # the task, or module:Task of your own file
     methods: tuple[str, ...] = tuple(name for name, method in SCRIPTS.items() if not method.extra)  # which methods
-    steps: aib_run.Count = 300  # gradient steps of each training run
-    rounds: aib_run.Count = 5  # how often the methods take turns
-    threads: aib_run.Count = 1  # threads of PyTorch
+    steps: int = 300  # gradient steps of each training run
+    rounds: int = 5  # how often the methods take turns
+    threads: int = 1  # threads of PyTorch
     cuda: bool = False  # measure on the GPU
     compile: bool = False  # the gradient step alone (second table) under torch.compile
     variants: bool = False  # instead of both tables: gradient steps with and without some decisions, on the CPU
@@ -314,22 +314,18 @@ def table(header, rows):
 
 def training_table(args, runs):
     """runs: {method: [what `train` returns]}."""
-    header = ["method", "updates/s", "with evaluations", "ms", "env steps/s", "evaluation, s", "evaluation steps/s"]
-    header += ["memory, MiB"]
+    header = ["method", "updates/s", "with evaluations", "ms", "env steps/s", "evaluation, s", "memory, MiB"]
     rows = []
     medians = {}
-    task = aib_envs.get_task(args.env_id)
     for method, results in runs.items():
         part = {name: np.array([result[name] for result in results]) for name in results[0]}
         seconds = part["train"] / args.steps  # an update: a gradient step and a step in all environments
-        rollout = task.steps + task.window * SCRIPTS[method].window
         columns = {
             "updates_per_second": (1 / seconds, 1),
             "with_evaluations": (1 / (seconds + part["eval"] / 5_000), 1),  # one evaluation every 5,000 steps
             "ms": (1e3 * seconds, 1),
             "env_steps_per_second": (part["env_steps"] / part["train"], 0),
             "evaluation_seconds": (part["eval"], 2),
-            "evaluation_steps_per_second": (60 * rollout / part["eval"], 0),
             "memory_mib": (part["memory"], 0),
         }
         medians[method] = {name: float(np.median(values)) for name, (values, _) in columns.items()}
@@ -433,7 +429,7 @@ def measure(args):
 
 
 def main():
-    args = aib_run.read_flags(Args, sys.argv[1:], __doc__)
+    args = aib_run.read_flags(Args, sys.argv[1:], description=__doc__)
     check(args)
     os.environ["OMP_NUM_THREADS"] = str(args.threads)  # of the scripts
     torch.set_num_threads(args.threads)

@@ -8,80 +8,28 @@ The page is tools/demo_page.html with the agents' weights put in. It opens from 
 import argparse
 import base64
 import json
-import pickle
-import sys
 from pathlib import Path
 
 import numpy as np
-import torch
+
+import aib_run
 
 ROOT = Path(__file__).resolve().parent.parent
 TEMPLATE = Path(__file__).with_suffix(".html")
 PLACE = "{{agents}}"  # where the weights go in the template
 
-LINEAR = {
-    "dynamics": (6, 4),  # inputs, outputs: state and action -> change of the state
-    "actor": (4, 4),  # state -> mean and log standard deviation of two actions
-}
-
-
-def mlp(name):
-    """Names and shapes of the weights of a dynamics model or policy."""
-    inputs, outputs = LINEAR[name]
-    return {
-        f"{name}.trunk.0.weight": (256, inputs),
-        f"{name}.trunk.0.bias": (256,),
-        f"{name}.trunk.2.weight": (256, 256),
-        f"{name}.trunk.2.bias": (256,),
-        f"{name}.head.weight": (outputs, 256),
-        f"{name}.head.bias": (outputs,),
-    }
-
-
-ENCODER = {
-    "encoder.embed.weight": (32, 10),
-    "encoder.lstm.weight_ih_l0": (128, 32),
-    "encoder.lstm.weight_hh_l0": (128, 32),
-    "encoder.lstm.bias_ih_l0": (128,),
-    "encoder.lstm.bias_hh_l0": (128,),
-    "encoder.head.weight": (8, 32),
-}
-HYPERNETWORK = {
-    "hypernetwork.embeddings": (33, 8),
-    "hypernetwork.first.weight": (64, 16),
-    "hypernetwork.first.bias": (64,),
-    "hypernetwork.second.weight": (64, 64),
-    "hypernetwork.second.bias": (64,),
-    "hypernetwork.head.weight": (512, 64),
-    "hypernetwork.head.bias": (512,),
-}
-METHODS = {  # what the page needs of each agent
-    "DMAstar-SH": ENCODER | HYPERNETWORK | mlp("dynamics") | mlp("actor"),
-    "DR": mlp("actor"),
-}
-
-
-class WrongAgent(Exception):
-    """A directory that does not hold the agent that is asked for."""
+# What the page needs of each agent
+PARTS = {"DMAstar-SH": ("encoder", "hypernetwork", "dynamics", "actor"), "DR": ("actor",)}
 
 
 def read_agent(directory, method):
-    """The weights (dict of float tensors) that the page needs of a trained agent of `method` on DI."""
-    try:
-        config = json.loads((directory / "config.json").read_text())
-        weights = torch.load(directory / "agent.pt", map_location="cpu", weights_only=True)
-        found = config["method"], config["args"]["env_id"]
-    except (OSError, ValueError, KeyError, TypeError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
-        raise WrongAgent(f"{directory} holds no trained agent ({type(error).__name__})") from None
+    """The weights {name: float tensor} that the page needs of a trained agent of `method` on DI; ends the program with
+    one line if that is not there."""
+    agent, args, _ = aib_run.load_agent(directory)
+    found = aib_run.any_config(directory)["method"], args.env_id
     if found != (method, "DI"):
-        raise WrongAgent(f"{directory} is an agent of {found[0]} on {found[1]}; needed is {method} on DI")
-    for name, shape in METHODS[method].items():
-        tensor = weights.get(name) if isinstance(weights, dict) else None
-        if not torch.is_tensor(tensor) or tuple(tensor.shape) != shape:
-            raise WrongAgent(f"{directory}/agent.pt has no {name} of shape {list(shape)}")
-        if not tensor.isfinite().all():
-            raise WrongAgent(f"{directory}/agent.pt: {name} is not finite")
-    return {name: weights[name] for name in METHODS[method]}
+        aib_run.fail(f"{directory} is an agent of {found[0]} on {found[1]}; needed is {method} on DI")
+    return {name: tensor for name, tensor in agent.state_dict().items() if name.split(".")[0] in PARTS[method]}
 
 
 def encode(tensor):
@@ -111,9 +59,8 @@ def main():
         page = make_page(args.shared, args.dr)
         args.out.parent.mkdir(parents=True, exist_ok=True)
         args.out.write_text(page)
-    except (WrongAgent, OSError) as error:
-        print(f"demo_page.py: {error}", file=sys.stderr)
-        sys.exit(2)
+    except OSError as error:
+        aib_run.fail(error)
     print(f"{args.out}: {len(page) / 1e6:.2f} MB")
 
 

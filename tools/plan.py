@@ -1,6 +1,6 @@
 """What a grid has to do: which runs are asked for, how far each of them is, and how long the rest will take.
 
-tools/grid.py, which runs.sh starts, asks here, and so do reports: `same_run` is the one definition of "the same run".
+tools/grid.py, which runs.sh starts, asks here: `identity` is the one definition of "the same run".
 As a program it prints the jobs that the settings of runs.sh ask for, one JSON object a line. Only that needs the
 scripts, and with them PyTorch; everything else here is light.
 """
@@ -67,11 +67,6 @@ def identity(method, args, defaults=None):
     ignored = NOT_COUNTED | OF_DATASET if args.get("dataset") else NOT_COUNTED
     counted = {name: value for name, value in args.items() if name not in ignored}
     return {"method": method, **json.loads(json.dumps(counted, default=str))}  # a tuple is a list in config.json
-
-
-def same_run(one, other, defaults=None):
-    """Are two runs, dicts with "method" and "args" as config.json has them, the same?"""
-    return identity(one["method"], one["args"], defaults) == identity(other["method"], other["args"], defaults)
 
 
 # --------------------------------------------------- What is asked for (jobs) ----------------------------------------

@@ -58,8 +58,8 @@ FREE = plan.NOT_COUNTED | {"env_id", "seed", "total_timesteps", "dataset"}
 # Flags of many scripts that should be the same for all methods of a task, as the published runs have them.
 DEFAULTS = {"learning_starts": 5000, "buffer_size": 100_000, "batch_size": 256, "gamma": 0.99, "tau": 0.005}
 DEFAULTS |= {"policy_lr": 3e-4, "q_lr": 1e-3, "dynamics_lr": 3e-4, "eval_rollouts": 10, "bootstrap_at_limit": True}
-# Scripts whose published runs have other values, which depend on the task.
-RELATIVES = {"hyperzero.py", "hyperdynamics.py"}
+# Scripts whose published runs have other values, which depend on the task, and their names.
+RELATIVES = {"hyperzero.py": "HyperZero", "hyperdynamics.py": "HyperDynamics"}
 STUCK = 60  # a rollout of ODE that ends with this or less, of 200, has waited at a wrong equilibrium
 
 
@@ -144,11 +144,15 @@ class Run:
 
     def mode_returns(self):
         """Mean return in the training contexts of each mode that they have; [] for a task without modes."""
-        if not modes(self.task):
+        if not binary(self.task):
             return []
         contexts = aib_envs.context_set(self.task, "train")
         own = [[mode.items() <= context.items() for context in contexts] for mode in aib_envs.modes(self.task)]
         return [float(self.returns["train"][rows].mean()) for rows in own if any(rows)]
+
+    def mode_rewards(self):
+        """The same as reward per step [modes]."""
+        return np.array(self.mode_returns()) / aib_envs.get_task(self.task).steps
 
     def worse_mode(self):
         """The return in the worst mode as a share of that in the best one; None without modes, or if the agent earns
@@ -161,7 +165,7 @@ class Run:
         return sum(self.metrics[-1].get("seconds", {}).values()) / 3600 if self.metrics else 0.0
 
 
-def modes(task):
+def binary(task):
     """The task's dimension with two values, inversion or permutation, or None."""
     return next((d for d in aib_envs.get_task(task).dimensions if d.values), None)
 
@@ -309,7 +313,7 @@ def read_run(directory, problems):
     metrics = read_metrics(directory / "metrics.jsonl", problems)
     run = Run(
         directory=directory,
-        name=str(config.get("run")),
+        name=Path(str(config.get("run") or directory.name)).name,
         task=task,
         method=str(config["method"]).replace("DMAstar", "DMA*"),
         seed=int(args["seed"]),
@@ -364,7 +368,7 @@ def in_setting(name, setting):
 
 def defaults_of(method):
     """What a method's plain name says about its shared flags: its row in tools/methods.py counts, too."""
-    words = next((row.flags.split() for row in METHODS.values() if row.label == method), [])
+    words = next((row.flags.replace("=", " ").split() for row in METHODS.values() if row.label == method), [])
     given = dict(itertools.pairwise(words))
     found = {name: given.get(f"--{name.replace('_', '-')}") for name in DEFAULTS}
     return DEFAULTS | {name: float(text.replace("_", "")) for name, text in found.items() if text}
@@ -469,19 +473,19 @@ def aers(runs, split):
     return np.array([run.aer(split) for run in runs])
 
 
-def cell(values, digits=1):
+def cell(values):
     """Interquartile mean and interval, or the values themselves where they are too few for one."""
     bounds = stats.interval([np.array(values)], stats.iqm)
     if not bounds:
-        return ", ".join(f"{value:.{digits}f}" for value in values)
-    return f"{stats.iqm(values):.{digits}f} [{bounds[0]:.{digits}f}, {bounds[1]:.{digits}f}]"
+        return ", ".join(f"{value:.1f}" for value in values)
+    return f"{stats.iqm(values):.1f} [{bounds[0]:.1f}, {bounds[1]:.1f}]"
 
 
-def with_interval(groups, statistic, digits=2, sign=""):
+def with_interval(groups, statistic, sign=""):
     """The statistic of groups [seeds] of several tasks, and its interval where there are seeds enough."""
-    text = f"{float(statistic(*groups)):{sign}.{digits}f}"
+    text = f"{float(statistic(*groups)):{sign}.2f}"
     if bounds := stats.interval(groups, statistic):
-        text += f" [{bounds[0]:{sign}.{digits}f}, {bounds[1]:{sign}.{digits}f}]"
+        text += f" [{bounds[0]:{sign}.2f}, {bounds[1]:{sign}.2f}]"
     return text
 
 
@@ -513,7 +517,7 @@ def task_table(runs, task):
 def extra_columns(runs):
     """What only some tasks or methods have, for the runs of a method on a task: {column: cell}."""
     found = {}
-    if modes(runs[0].task):
+    if binary(runs[0].task):
         shares = [run.worse_mode() for run in runs]
         found["worse mode"] = ", ".join("-" if share is None else f"{100 * share:.0f} %" for share in shares)
     if runs[0].task == "ODE":
@@ -540,10 +544,9 @@ def even(rows):
     return [{name: row.get(name, "") for name in columns} for row in rows]
 
 
-def without_empty(rows, names):
-    """The rows without those columns of `names` that hold nothing."""
-    empty = {name for name in names if not any(row.get(name) for row in rows)}
-    return [{name: value for name, value in row.items() if name not in empty} for row in rows]
+def without(rows, names):
+    """The rows without the columns `names`."""
+    return [{name: value for name, value in row.items() if name not in names} for row in rows]
 
 
 def stuck(run):
@@ -642,7 +645,8 @@ def aggregate_table(runs, kind, methods, tasks):
             row[f"{split}: mean"] = with_interval(groups, stats.pooled_mean)
             row[f"{split}: paper's IQM"] = paper_score(kind, method, split)
         rows.append(row)
-    return without_empty(rows, [name for name in rows[0] if "paper" in name])
+    unknown = [name for name in rows[0] if "paper" in name and not any(row[name] for row in rows)]
+    return without(rows, unknown)
 
 
 def paper_score(kind, method, split):
@@ -900,7 +904,7 @@ def context_figure(runs, task):
     curve for each method over the continuous dimension. With two continuous ones: a panel for each, points."""
     dimensions = aib_envs.get_task(task).dimensions
     continuous = [dimension for dimension in dimensions if dimension.inner][:2]
-    if modes(task):
+    if binary(task):
         shown = [(continuous[0], mode) for mode in aib_envs.modes(task)]
         titles = [", ".join(f"{key} {value}" for key, value in mode.items()) for _, mode in shown]
     else:
@@ -1014,7 +1018,7 @@ class Page:
         """`hidden`: columns that only the table's file has."""
         if rows:
             self.tables[name] = rows
-            self.text(heading, markdown([{k: value for k, value in row.items() if k not in hidden} for row in rows]))
+            self.text(heading, markdown(without(rows, hidden)))
 
     def figure(self, heading, name, figure, alt):
         for kind in self.kinds:
@@ -1027,6 +1031,12 @@ class Page:
         for heading, parts in self.sections.items():
             lines += [f"## {heading}\n", *parts]
         return "\n".join(lines)
+
+    def save(self, path, title):
+        """Writes the page to `path`, and its tables beside it."""
+        for name, rows in self.tables.items():
+            write(path.parent / "tables" / f"{name}.csv", csv_text(rows))
+        write(path, self.render(title) + "\n")
 
 
 def add_explanations(page):
@@ -1202,11 +1212,9 @@ def report(directories, out):
         page.table("Hours", "hours", cost_table(runs))
     add_explanations(page)
     add_notes(page, runs, unfinished, problems)
-    for name, rows in page.tables.items():
-        write(out / "tables" / f"{name}.csv", csv_text(rows))
     if runs:
         write(out / "runs.csv", csv_text(tidy(runs)))
-    write(out / "report.md", page.render("Report") + "\n")
+    page.save(out / "report.md", "Report")
     tell(problems)
     print(f"{len(runs)} finished runs, {len(unfinished)} unfinished: {out / 'report.md'}")
 
@@ -1217,19 +1225,6 @@ def tell(problems):
 
 
 # ------------------------------------------------------- Collecting ---------------------------------------------------
-
-
-def place(directory, name, config):
-    """Where the copy of a run goes: over an older copy of it, and never over another run."""
-    for number in itertools.count(1):
-        path = directory / (name if number == 1 else f"{name}-{number}")
-        if not (path / "config.json").exists():
-            return path
-        there = json.loads((path / "config.json").read_text())
-        length = {"total_timesteps": config["args"].get("total_timesteps")}  # an extended run takes the place of itself
-        older = there | {"args": there["args"] | length}
-        if older.get("run") == config.get("run") and plan.same_run(older, config):
-            return path
 
 
 def collect(directories, target):
@@ -1249,7 +1244,7 @@ def collect(directories, target):
         if run.diverged:
             results["diverged"] = {split: run.diverged[split].astype(int).tolist() for split in SPLITS}
         kept = [{name: value for name, value in line.items() if name != "returns"} for line in run.metrics]
-        copy_of = place(target, run.directory.name, config)
+        copy_of = target / run.name  # an extended run takes the place of itself
         write(copy_of / "config.json", json.dumps(config, indent=1))
         write(copy_of / "results.json", json.dumps(results) + "\n")
         write(copy_of / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in kept))
@@ -1257,7 +1252,7 @@ def collect(directories, target):
     print(f"{len(runs)} runs: {target}")
 
 
-def directory(text):
+def path_of(text):
     """A path of the command line. The shell leaves the ~ of --out=~/report as it is."""
     return Path(os.path.expanduser(text))
 
@@ -1265,9 +1260,9 @@ def directory(text):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.error = fail
-    parser.add_argument("runs", nargs="*", type=directory, default=[Path("runs")], help="directories, at any depth")
-    parser.add_argument("--out", type=directory, default=Path("report"), help="where the report is written")
-    parser.add_argument("--collect", type=directory, help="a directory for small copies, in place of a report")
+    parser.add_argument("runs", nargs="*", type=path_of, default=[Path("runs")], help="directories, at any depth")
+    parser.add_argument("--out", type=path_of, default=Path("report"), help="where the report is written")
+    parser.add_argument("--collect", type=path_of, help="a directory for small copies, in place of a report")
     args = parser.parse_args()
     try:
         if args.collect:

@@ -27,13 +27,12 @@ import aib_run
 from report import (
     STUCK,
     Page,
-    csv_text,
+    binary,
     even,
     fail,
     legend,
-    modes,
     panels,
-    plt,
+    path_of,
     rank,
     read_run,
     say,
@@ -55,7 +54,7 @@ class Trained:
     agent: object
     steps: int
     make_envs: object
-    modes: tuple = ()  # its reward per step in the training contexts of each mode [2]
+    modes: tuple = ()  # its reward per step in the training contexts of each mode [2], () without modes
     encoders: tuple = ()  # whose z stand side by side in what `embed` returns: normally its own
     untrained: object = None  # an encoder with fresh weights
 
@@ -63,10 +62,12 @@ class Trained:
         """z [n, 8] of the windows that `history` ends with; None for a method without an encoder."""
         if not self.encoders:
             return None
-        window = self.agent.window_size
-        positions = np.linspace(0, window - 1, window // 5).astype(int)[None]  # a fifth, evenly spaced in time
+        k = self.agent.window_size
+        positions = np.linspace(0, k - 1, k // 5).astype(int)[None]  # a fifth, evenly spaced in time
         device = self.agent.log_alpha.device
-        parts = [torch.from_numpy(part).to(device) for part in history.window(positions)]
+        sees_rewards = hasattr(self.agent, "infer_for_actor")  # RSAC's encoder
+        window = history.window(positions, sees_rewards)
+        parts = [torch.from_numpy(part).to(device) for part in window]
         with torch.no_grad():
             return torch.cat([encoder.eval()(*parts) for encoder in self.encoders], 1).cpu().numpy()
 
@@ -76,18 +77,31 @@ def load(directory):
     run = read_run(directory, [])
     agent, args, make_envs = aib_run.load_agent(directory)
     name = f"{run.method} (seed {run.seed}, {run.steps:,} steps)"
-    trained = Trained(name, run.method, run.task, agent, run.steps, partial(make_envs, args), mode_rewards(run))
-    if hasattr(agent, "encoder"):
-        trained.encoders = (agent.encoder,)
+    trained = Trained(name, run.method, run.task, agent, run.steps, partial(make_envs, args), run.mode_rewards())
+    if encoder_of(agent):
+        trained.encoders = (encoder_of(agent),)
         torch.manual_seed(0)
         fresh = aib_run.load_script(run.script).make_agent(args, make_envs(args, [{}]))
-        trained.untrained = fresh.encoder
+        trained.untrained = encoder_of(fresh)
     return trained
 
 
-def mode_rewards(run):
-    """Reward per step in each mode [2], in training contexts; [] without modes."""
-    return np.array(run.mode_returns()) / aib_envs.get_task(run.task).steps
+def load_all(directories, problems):
+    """(directory, `Trained`) of each run that has an agent, in the order of tasks and methods; the others are named."""
+    agents = []
+    for directory in dict.fromkeys(directories):
+        try:
+            agents.append((directory, load(directory)))
+        except (Exception, SystemExit) as error:  # torch's are of many kinds; aib_run ends programs
+            problems.append(f"{directory}: cannot be used ({type(error).__name__}: {str(error).partition(chr(10))[0]})")
+    return sorted(agents, key=lambda pair: (pair[1].task, rank(pair[1].method), pair[1].name))
+
+
+def encoder_of(agent):
+    """The encoder whose z the policy is told; None for a method without one."""
+    if hasattr(agent, "infer_for_actor"):  # RSAC
+        return agent.infer_for_actor.encoder
+    return getattr(agent, "encoder", None)
 
 
 class MixedWindow:
@@ -98,27 +112,27 @@ class MixedWindow:
         self.other = copy.copy(history)
         self.start = start
         self.t = history.t
-        for name in ("obs", "next_obs", "actions"):
-            if hasattr(history, name):
-                setattr(self.other, name, getattr(history, name)[rows])
+        for name in ("obs", "next_obs", "actions", "all_rewards"):
+            setattr(self.other, name, getattr(history, name)[rows])
 
-    def window(self, positions):
+    def window(self, positions, with_rewards=False):
         foreign = (self.own.t - self.own.window_size + positions < self.start)[..., None]
-        pairs = zip(self.own.window(positions), self.other.window(positions), strict=True)
-        return tuple(np.where(foreign, other, own) for own, other in pairs)
+        own = self.own.window(positions, with_rewards)
+        other = self.other.window(positions, with_rewards)
+        return tuple(np.where(foreign, y, x) for x, y in zip(own, other, strict=True))
 
 
 def roll_out(trained, contexts, rollout=0, switch=False, foreign=None):
-    """Rewards [n, T], embeddings [n, T, 8] (or None) and observations [n, T + 1, obs_dim] of one episode, deterministic
-    actions. `switch`: the binary dimension takes its other value in the middle. `foreign` [n]: in the middle,
-    each window is filled with what the environment of that index has gone through."""
+    """Rewards [n, T] and embeddings [n, T, 8] (or None) of one episode, deterministic actions. `switch`: the binary
+    dimension takes its other value in the middle. `foreign` [n]: in the middle, each window is filled with what the
+    environment of that index has gone through."""
     envs = trained.make_envs(contexts)
     agent = trained.agent
     task = aib_envs.get_task(trained.task)
     n = len(contexts)
     middle = task.steps // 2
     rewards = np.zeros((n, task.steps))
-    embeddings, observations = [], []
+    embeddings = []
     history = aib_envs.History(n, agent.window_size, task.steps, envs.single_observation_space.shape[0], task.act_dim)
     for t in range(-agent.window_size, task.steps):
         if t in (-agent.window_size, 0):
@@ -129,7 +143,6 @@ def roll_out(trained, contexts, rollout=0, switch=False, foreign=None):
         view = MixedWindow(history, foreign, middle) if foreign is not None and t >= middle else history
         if t >= 0:
             embeddings.append(trained.embed(view))
-            observations.append(obs)
         actions = agent.act(obs, view)
         next_obs, reward, _, _, infos = envs.step(actions)
         history.add(obs, actions, reward, next_obs, infos["diverged"])
@@ -138,7 +151,7 @@ def roll_out(trained, contexts, rollout=0, switch=False, foreign=None):
             rewards[:, t] = reward
     envs.close()
     z = None if embeddings[0] is None else np.stack(embeddings, axis=1)
-    return rewards, z, np.stack([*observations, obs], axis=1)
+    return rewards, z
 
 
 def invert(env, obs):
@@ -220,7 +233,7 @@ def informativeness(z, contexts, mode):
 
 def mode_of(task):
     """The key of the task's dimension with two values, if it has one: inversion or permutation."""
-    dimension = modes(task)
+    dimension = binary(task)
     return dimension.key if dimension else None
 
 
@@ -236,10 +249,10 @@ def pairs_of(task, count):
         )
     else:
         values = np.linspace(*dimension.inner, count).round(4).tolist()
-    binary = modes(task)
-    if not binary:
+    mode = binary(task)
+    if not mode:
         return [{dimension.key: value} for value in values]
-    return [{dimension.key: value, binary.key: mode} for value in values for mode in binary.values]
+    return [{dimension.key: value, mode.key: one} for value in values for one in mode.values]
 
 
 INFORMATION = ("I(Z;c)", "I(Z;S)", "I(Z;U|S)")
@@ -341,13 +354,6 @@ def embedding_figure(trained, z):
 # ------------------------------------------------------- Wrong z -----------------------------------------------------
 
 NOISE = (0, 0.25, 0.5, 1, 2, 4)  # standard deviations of z over contexts
-
-
-def encoder_of(agent):
-    """The encoder whose z the policy is told; None for a method without one."""
-    if hasattr(agent, "infer_for_actor"):  # RSAC
-        return agent.infer_for_actor.encoder
-    return getattr(agent, "encoder", None)
 
 
 class ShortWindow:
@@ -560,9 +566,9 @@ def wrong_z_figure(results, task):
 
 
 @contextlib.contextmanager
-def sampling(agent, seed=0):
+def sampling(agent):
     """Within it the agent's policy samples its actions in evaluation, as it does in training; its encoder does not."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(0)
 
     def sample(actor, inputs, output):
         mean, log_std = output
@@ -689,13 +695,13 @@ def adaptation(trained, rollouts=4):
     return rewards, moved
 
 
-def recovery(rewards, share=0.9, smooth=5):
+def recovery(rewards, smooth=5):
     """Level of reward before the middle of the episode, the lowest after it (means of `smooth` steps), and the steps
-    until `smooth` begin whose mean is back at `share` of the level (None: not in this episode)."""
+    until `smooth` begin whose mean is back at 90 % of the level (None: not in this episode)."""
     middle = len(rewards) // 2
     level = rewards[middle - middle // 4 : middle].mean()
     after = np.convolve(rewards[middle:], np.ones(smooth) / smooth, "valid")
-    enough = after >= share * level
+    enough = after >= 0.9 * level
     drop = len(enough) if enough.all() else int(enough.argmin())  # the first time that it is too low
     back = np.flatnonzero(enough[drop:])
     return level, after.min(), 0 if enough.all() else int(drop + back[0]) if len(back) else None
@@ -735,35 +741,6 @@ def adaptation_figure(results, task):
     axes[0].set_ylabel("reward per step")
     axes[1].sharey(axes[0])
     legend(figure, axes)
-    return figure
-
-
-def paths(agents, task, starts=8):
-    """Where a double integrator goes: {method: [path [starts, T + 1, 2] for each mode]}, of each method's first agent;
-    the default mode comes first. The starts are the same in both."""
-    mode = modes(task)
-    contexts = [{mode.key: value} for value in sorted(mode.values, key=lambda value: value != mode.default)]
-    first = {trained.method: trained for trained in reversed(agents)}
-    methods = {method: first[method] for method in sorted(first, key=rank)}
-    one = lambda trained, context: np.concatenate([roll_out(trained, [context], r)[2] for r in range(starts)])[..., :2]
-    return {method: np.stack([one(trained, context) for context in contexts]) for method, trained in methods.items()}
-
-
-def paths_figure(found, task):
-    """Draws what `paths` has found: a row for each method, a column for each mode."""
-    titles = ["normal actuators", f"{'reversed' if mode_of(task) == 'inversion' else 'swapped'} actuators"]
-    size, circle = (3.0 * len(titles), 3.0 * len(found)), np.linspace(0, 2 * np.pi, 100)
-    figure, axes = plt.subplots(len(found), len(titles), figsize=size, squeeze=False, layout="constrained")
-    for row, (method, paths_of_modes) in zip(axes, found.items(), strict=True):
-        row[0].set_ylabel(method)
-        for axis, title, points in zip(row, titles, np.asarray(paths_of_modes), strict=True):
-            axis.plot(0.1 * np.cos(circle), 0.1 * np.sin(circle), color="#009E73", linewidth=1.5, label="goal")
-            axis.plot(*points.transpose(2, 1, 0), color=style(method)["color"], linewidth=0.8)
-            axis.plot(*points[:, 0].T, "o", color="#999999", markersize=3, label="start")
-            share = 100 * (np.hypot(*points[:, 1:].transpose(2, 0, 1)) <= 0.1).mean()
-            axis.set_title(f"{title}: {share:.0f} % of the steps at the goal", fontsize=8)
-            axis.set(xlim=(-1.05, 1.05), ylim=(-1.05, 1.05), xticks=[], yticks=[], aspect="equal")
-    legend(figure, axes[0])
     return figure
 
 
@@ -846,16 +823,11 @@ def add_wrong_z(page, task, agents, rollouts, rows):
 
 def report(directories, out, rollouts=1):
     """Everything that `python tools/report_agents.py` writes. `rollouts`: of each context, for every wrong z."""
-    agents, problems = [], []
-    for directory in dict.fromkeys(directories):
-        try:
-            agents.append((directory, load(directory)))
-        except (Exception, SystemExit) as error:  # torch's are of many kinds; aib_run ends programs
-            problems.append(f"{directory}: cannot be used ({type(error).__name__}: {str(error).partition(chr(10))[0]})")
+    problems = []
+    agents = load_all(directories, problems)
     tell(problems)
     if not agents:
         fail("no agents, nothing is written")
-    agents.sort(key=lambda pair: (pair[1].task, rank(pair[1].method), pair[1].name))
     page = Page(out / "figures", "figures")
     page.text("How to read this", ABOUT)
     rows, wrong, sampled, calm, times = [], [], [], [], []
@@ -878,9 +850,6 @@ def report(directories, out, rollouts=1):
                 rewards, moved = adaptation(trained)
                 results.append((label, rewards, moved))
                 times += recovery_rows(task, trained.name, rewards)
-        if aib_envs.get_task(task).physics == "DoubleIntegrator" and mode_of(task):
-            figure = paths_figure(paths([trained for _, trained in own], task), task)
-            page.figure(task, f"{task}_paths", figure, f"Paths on {task}")
         if any(row["task"] == task for row in rows):
             page.figure(task, f"{task}_information", information_figure(rows, task), f"Information in z on {task}")
         with_z = [entry for entry in labelled if encoder_of(entry[1].agent)]
@@ -895,21 +864,17 @@ def report(directories, out, rollouts=1):
     page.table("Adaptation", "adaptation", times)
     for problem in problems:
         page.text("Notes", f"- {problem}")
-    for name, table in page.tables.items():
-        write(out / "tables" / f"{name}.csv", csv_text(table))
     write(out / "wrong_z.json", json.dumps(numbers) + "\n")
-    write(out / "agents.md", page.render("Trained agents") + "\n")
+    page.save(out / "agents.md", "Trained agents")
     print(f"{len(agents)} agents: {out / 'agents.md'}")
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.error = fail
-    parser.add_argument("runs", nargs="+", type=Path, help="directories of finished runs")
-    parser.add_argument("--out", type=Path, default=Path("report"), help="where the report is written")
-    parser.add_argument(
-        "--rollouts", type=int, default=1, help="episodes in each context for wrong z and sampled actions"
-    )
+    parser.add_argument("runs", nargs="+", type=path_of, help="directories of finished runs")
+    parser.add_argument("--out", type=path_of, default=Path("report"), help="where the report is written")
+    parser.add_argument("--rollouts", type=int, default=1, help="episodes in each context for every wrong z")
     args = parser.parse_args()
     if args.rollouts < 1:
         fail("--rollouts must be at least 1")

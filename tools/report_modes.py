@@ -11,7 +11,7 @@ import numpy as np
 
 import aib_envs
 import report_agents
-from report import Page, csv_text, fail, legend, panels, plt, rank, tell, write
+from report import Page, even, fail, legend, panels, path_of, tell
 
 ABOUT = """One episode in each of the 60 contexts with mean actions, and one with random actions, which show more of the
 world than a policy that has reached its goal, or that pushes against a wall. Seen modes are those of train and eval-in.
@@ -102,12 +102,7 @@ def figure_of(trained, z, contexts):
 def report(directories, out):
     """Everything that `python tools/report_modes.py` writes."""
     agents, problems = [], []
-    for directory in dict.fromkeys(directories):
-        try:
-            trained = report_agents.load(directory)
-        except (Exception, SystemExit) as error:  # torch's are of many kinds; aib_run ends programs
-            problems.append(f"{directory}: cannot be used ({type(error).__name__}: {str(error).partition(chr(10))[0]})")
-            continue
+    for directory, trained in report_agents.load_all(directories, problems):
         if len(mode_keys(trained.task)) < 2:
             problems.append(f"{directory}: not a task with several signs, but {trained.task}")
         elif not hasattr(trained.agent, "log_alpha"):
@@ -117,7 +112,6 @@ def report(directories, out):
     tell(problems)
     if not agents:
         fail("no agents, nothing is written")
-    agents.sort(key=lambda pair: (pair[1].task, rank(pair[1].method), pair[1].name))
     page = Page(out / "figures", "figures")
     page.text("How to read this", ABOUT)
     table = []
@@ -130,21 +124,18 @@ def report(directories, out):
         if z is not None:
             figure = figure_of(trained, z, contexts)
             page.figure(trained.task, f"{directory.name}_modes", figure, f"Mean z of {trained.name} in each context")
-    columns = dict.fromkeys(name for row in table for name in row)
-    page.table("Modes", "modes", [{name: row.get(name, "") for name in columns} for row in table])
+    page.table("Modes", "modes", even(table))
     for problem in problems:
         page.text("Notes", f"- {problem}")
-    write(out / "tables" / "modes.csv", csv_text(page.tables["modes"]))
-    write(out / "modes.md", page.render("Modes") + "\n")
-    plt.close("all")
+    page.save(out / "modes.md", "Modes")
     print(f"{len(agents)} agents: {out / 'modes.md'}")
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.error = fail
-    parser.add_argument("runs", nargs="+", type=Path, help="directories of finished runs")
-    parser.add_argument("--out", type=Path, default=Path("report"), help="where the report is written")
+    parser.add_argument("runs", nargs="+", type=path_of, help="directories of finished runs")
+    parser.add_argument("--out", type=path_of, default=Path("report"), help="where the report is written")
     args = parser.parse_args()
     try:
         report(args.runs, args.out)

@@ -17,15 +17,14 @@ import re
 import sys
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import numpy as np
 
 import aib_envs
 import report
+import report_agents
 import stats
 from report import OURS, RESULTS, ROOT, SPLITS
 
-RELATIVES = {"HyperZero": "hyperzero.py", "HyperDynamics": "hyperdynamics.py"}
 ADAPTING = "Concat", "DMA", "DMA*", OURS  # whose adaptation is in the table
 LESS = "better of the last two", "worse mode"  # columns that are not for relatives
 
@@ -131,15 +130,11 @@ class Values:
 
     def back(self, task, method):
         """After how many steps the reward is back at 90 % after a change, of each seed."""
-        import report_agents
-
         rows = [report_agents.recovery_rows(task, "", adaptation_of(run)[0])[0] for run in self.own(task, method)]
         return listed([str(row["steps to 90 %"]) for row in rows])
 
     def lost(self, task, method, kind="switch"):
         """What share of the reward a change costs at worst, in percent, of each seed; `usual`: without a change."""
-        import report_agents
-
         levels = [report_agents.recovery(adaptation_of(run)[0][kind])[:2] for run in self.own(task, method)]
         return listed([f"{100 - 100 * lowest / level:.0f}" for level, lowest in levels])
 
@@ -225,14 +220,12 @@ def paragraphs(text):
 def roll_out(runs, directories):
     """Rolls the agents in `directories` out that have not been yet, or have been trained on since: the runs' files
     adaptation.json, and wrong_z.json and actions.json in results/."""
-    import report_agents  # needs PyTorch
-
     found = [path for path in report.find_runs(directories, []) if (path / "agent.pt").exists()]
     agents = {json.loads((path / "config.json").read_text())["run"]: path for path in found}
     rounded = lambda part: {kind: np.round(x, 3).tolist() for kind, x in part.items()}
     for run in runs:
         known = adaptation_of(run)
-        if not report.modes(run.task) or run.name not in agents or known:
+        if not report.binary(run.task) or run.name not in agents or known:
             continue
         print(f"{run.name}: rolls out its agent", file=sys.stderr)
         trained = report_agents.load(agents[run.name])
@@ -240,27 +233,26 @@ def roll_out(runs, directories):
         rewards.pop("modes")
         found = {"steps": run.steps, "rewards": rounded(rewards), "moved": rounded(moved)}
         report.write(run.directory / "adaptation.json", json.dumps(found) + "\n")
+    trained = {name: report_agents.load(path) for name, path in agents.items()}
     known = wrong_z_of_agents()
-    for name, path in agents.items():
-        trained = report_agents.load(path)
-        if name in known or not report_agents.encoder_of(trained.agent):
+    for name, agent in trained.items():
+        if known.get(name, {}).get("steps") == agent.steps or not report_agents.encoder_of(agent.agent):
             continue
         print(f"{name}: is told a wrong z", file=sys.stderr)
-        found = report_agents.wrong_z(trained)
+        found = report_agents.wrong_z(agent)
         means = {part: {key: round(x.mean(), 1) for key, x in group.items()} for part, group in found.items()}
-        known[name] = {"task": trained.task, "method": trained.method, "steps": trained.steps} | means
+        known[name] = {"task": agent.task, "method": agent.method, "steps": agent.steps} | means
         report.write(RESULTS / "wrong_z.json", json.dumps(known, indent=1) + "\n")
     known = actions_of_agents()
-    for name, path in agents.items():
-        if name in known:
+    for name, agent in trained.items():
+        if known.get(name, {}).get("steps") == agent.steps or not hasattr(agent.agent, "log_alpha"):
             continue
         print(f"{name}: acts in other ways", file=sys.stderr)
-        trained = report_agents.load(path)
-        found = report_agents.kinds_of_actions(trained)
-        known[name] = {"task": trained.task, "method": trained.method, "steps": trained.steps}
+        found = report_agents.kinds_of_actions(agent)
+        known[name] = {"task": agent.task, "method": agent.method, "steps": agent.steps}
         known[name]["returns"] = {kind: np.round(episodes.returns, 1).tolist() for kind, episodes in found.items()}
-        if report_agents.encoder_of(trained.agent) and report.modes(trained.task):
-            known[name]["calm"] = report_agents.calm_rows(trained, report_agents.calm_windows(trained, found))
+        if report_agents.encoder_of(agent.agent) and report.binary(agent.task):
+            known[name]["calm"] = report_agents.calm_rows(agent, report_agents.calm_windows(agent, found))
         report.write(RESULTS / "actions.json", json.dumps(known) + "\n")
 
 
@@ -273,14 +265,12 @@ def adaptation_of(run):
         return None
     as_arrays = lambda part: {kind: np.array(x) for kind, x in part.items()}
     rewards = as_arrays(found["rewards"])
-    rewards["modes"] = np.array(run.mode_returns()) / aib_envs.get_task(run.task).steps
+    rewards["modes"] = run.mode_rewards()
     return rewards, as_arrays(found["moved"])
 
 
 def adaptation_table(runs):
     """A row for each task and method of `ADAPTING`, with its runs that master both modes, in the order of seeds."""
-    import report_agents
-
     rows = []
     for (task, steps), group in report.lengths(runs).items():
         known = [run for run in group if run.method in ADAPTING and adaptation_of(run)]
@@ -300,8 +290,6 @@ def adaptation_table(runs):
 
 
 def add_adaptation(page, runs):
-    import report_agents
-
     heading = "Adaptation inside an episode"
     page.text(heading, "")
     page.table(heading, "adaptation", adaptation_table(runs))
@@ -338,8 +326,6 @@ def wrong_z_table(agents):
 
 
 def add_wrong_z(page):
-    import report_agents
-
     heading = "How wrong may z be"
     agents = wrong_z_of_agents()
     page.text(heading, "")
@@ -417,18 +403,18 @@ def read_results():
 def make_relatives_page(relatives, held_out, figures):
     """The page of the relatives, without the paragraphs."""
     page = report.Page(figures, "figures", kinds=("png",))
-    for heading, script in RELATIVES.items():
+    for script, heading in report.RELATIVES.items():
         own = [run for run in relatives if run.script == script]
         page.text(heading, "")
         for task in report.tasks_of(own):
             mine = [run for run in own if run.task == task]
             page.text(heading, f"**{task}**\n")
-            page.table(heading, f"{task}_{heading}", without(report.task_table(mine, task), LESS))
+            page.table(heading, f"{task}_{heading}", report.without(report.task_table(mine, task), LESS))
             name = f"{task}_{heading.lower()}"
             page.figure(heading, name, report.context_figure(mine, task), f"Return in each context of {task}")
         if heading == "HyperZero" and held_out:
             page.text(heading, "**Contexts whose experts stage 2 has not seen** (DI, `--held-out 0.15`)\n")
-            page.table(heading, "held_out", without(report.task_table(held_out, "DI")[:-1], LESS))
+            page.table(heading, "held_out", report.without(report.task_table(held_out, "DI")[:-1], LESS))
     report.add_explanations(page)
     return page
 
@@ -443,10 +429,6 @@ def claims_table(runs):
             row[task] = f"{found['P']}{p} ({found['seeds']})"
     order = [str(claim) for claim in report.CLAIMS]
     return report.even(sorted(rows.values(), key=lambda row: order.index(row["claim"])))
-
-
-def without(rows, names):
-    return [{name: value for name, value in row.items() if name not in names} for row in rows]
 
 
 def hours_from_speed(task):
@@ -533,7 +515,6 @@ def main():
         report.write(ROOT / "README.md", fill_readme(readme, benchmark_table(runs)))
     except (OSError, LookupError) as error:
         report.fail(error)
-    plt.close("all")
     report.tell(problems)
     print(f"{len(runs)} runs: RESULTS.md, results/relatives.md, results/figures, README.md")
 
