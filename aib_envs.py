@@ -158,7 +158,7 @@ def get_task(env_id):
             need = "the name of a module that Python can import"
             raise ValueError(f"task {env_id!r} needs {need} before the colon ({reason})") from error
     if name not in TASKS:
-        raise _unknown("task", name, TASKS)
+        raise _unknown("task", name, [*TASKS, "module:Task of another file"])
     return TASKS[name]
 
 

@@ -2,8 +2,9 @@
 
 The desired speed is the reward parameter of HyperZero (arXiv 2211.15457), alone or together with the length of the
 limbs. The tasks are not part of the benchmark. No method can infer from its transitions what a reward asks for, so they
-are for methods that are told, as hyperzero.py is, which imports this module: that adds them to `aib_envs.TASKS` and
-registers them with gymnasium.
+are for methods that are told, as hyperzero.py is:
+
+    python relatives/hyperzero.py --env-id relatives.aib_speed:Cheetah-Speed
 """
 
 import gymnasium as gym

@@ -3,7 +3,7 @@
 Stage 1 trains an expert by TD3 in each training context and records rollouts of the final policies. In stage 2 a
 hypernetwork learns to turn a context, which it is told, into the expert's whole policy and Q-function; for new contexts
 it generates them without another step of learning. With --model mlp, networks that get the context as an input learn
-from the same data (UVFA). Start it with: python relatives/hyperzero.py --env-id DI, or --env-id Cheetah-Speed
+from the same data (UVFA). Start it with: python relatives/hyperzero.py --env-id DI
 """
 
 import copy
@@ -18,7 +18,6 @@ from torch import nn
 
 import aib_envs
 import aib_run
-import aib_speed  # noqa: F401 (it adds tasks whose reward depends on the context)
 
 # ----------------------------------------------------- Arguments ------------------------------------------------------
 

@@ -49,5 +49,17 @@ def test_the_diffs_of_the_readme_are_in_the_scripts():
 
 def test_the_code_of_the_method_page_is_in_the_script():
     script = {line.strip() for line in (ROOT / "dmash_sac.py").read_text().splitlines()}
-    for block in re.findall(r"<!-- code -->\n```python\n(.*?)```", (ROOT / "docs/method.md").read_text(), re.DOTALL):
+    for block in re.findall(r"```python\n(.*?)```", (ROOT / "docs/method.md").read_text(), re.DOTALL):
         assert {line.strip() for line in block.splitlines() if line.strip()} <= script
+
+
+def test_the_samples_of_the_benchmark_page_run_and_print_what_it_says(capsys):
+    text = (ROOT / "docs/benchmark.md").read_text()
+    samples = re.findall(r"```python\n(.*?)```\n\n(.*?)\n\n", text, re.DOTALL)
+    assert len(samples) == 2
+    printed = []
+    for code, _ in samples:
+        exec(code, {})
+        printed += re.findall(r"\d+\.\d+", capsys.readouterr().out)
+    said = re.findall(r"\d+\.\d+", samples[0][1])
+    assert [f"{float(number):.1f}" for number in printed] == said and len(said) == 5

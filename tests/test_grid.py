@@ -31,10 +31,9 @@ SHORT = "--learning-starts 100 --eval-every 100 --eval-rollouts 1 --batch-size 3
 FAKE_ENVS = """
 TASKS = {"DI": 0, "ODE": 0, "ODE-1": 0}
 def get_task(env_id):
-    if env_id != "tasks:Mine":
-        raise ValueError(env_id)
+    if env_id not in (*TASKS, "tasks:Mine"):
+        raise ValueError(f"unknown task {env_id}")
 """
-FAKE_SPEED = 'import aib_envs\nTASKS = {"Fast": 0}\naib_envs.TASKS |= TASKS\n'
 FAKE_RUN = """
 import argparse, dataclasses, fcntl, json, os, signal, sys, time
 from pathlib import Path
@@ -106,7 +105,6 @@ def main(cls, method):
 FAKE_SCRIPT = """
 import dataclasses, sys
 import aib_envs, aib_run
-IMPORTS
 
 @dataclasses.dataclass
 class Args(aib_run.Args):
@@ -133,14 +131,12 @@ class Repo:
             shutil.copy(ROOT / "tools" / f"{name}.py", root / "tools")
         (root / "aib_envs.py").write_text(FAKE_ENVS)
         (root / "aib_run.py").write_text(FAKE_RUN)
-        (root / "relatives" / "aib_speed.py").write_text(FAKE_SPEED)
         self.write_script("dr_sac.py", '"DR"')
-        path = f"import sys; sys.path.insert(0, {str(root)!r})"
-        self.write_script("relatives/hyperzero.py", '"HyperZero"', "import aib_speed", first=path)
+        self.write_script("relatives/hyperzero.py", '"HyperZero"')
 
-    def write_script(self, name, method, imports="", first=""):
-        text = FAKE_SCRIPT.replace("IMPORTS", imports).replace("METHOD", method)
-        (self.root / name).write_text(f"{first}\n{text}")
+    def write_script(self, name, method):
+        text = f"import sys; sys.path.insert(0, {str(self.root)!r})\n{FAKE_SCRIPT}"
+        (self.root / name).write_text(text.replace("METHOD", method))
 
     def env(self, settings):
         env = {name: value for name, value in os.environ.items() if name not in ("OMP_NUM_THREADS", "GRID_HOME")}
@@ -237,10 +233,8 @@ def one_line(process, name):
         ({"ENVS": None, "ENV": "DI"}, "ENVS"),
         ({"SEEDS": None, "SEED": "3"}, "SEEDS"),
         ({"STEPS": None, "STEP": "300"}, "STEPS"),
-        ({"ENVS": "DI OD"}, "ODE"),
-        ({"ENVS": "Fast"}, "ENVS"),
+        ({"ENVS": "DI OD"}, "OD"),
         ({"ENVS": "DI tasks:Yours"}, "tasks:Yours"),
-        ({"ENVS": "Fast", "METHODS": "HyperZero DR"}, "dr_sac.py"),
         ({"METHODS": "Concat"}, "FLAGS"),  # the quick script has no such flag
         ({"FLAGS": "--gama 1"}, "FLAGS"),
         ({"FLAGS": "--crash x"}, "FLAGS"),
@@ -304,20 +298,10 @@ def test_lists(repo):
     process = repo(METHODS="list")
     assert process.returncode == 0 and not process.stderr
     assert [line.split()[0] for line in process.stdout.splitlines()] == list(METHODS)
-    for name in {method.script for method in METHODS.values()}:
-        if not (repo.root / name).exists():
-            repo.write_script(name, '""')
     process = repo(ENVS="list")
     assert process.returncode == 0, process.stderr
-    assert [line.split()[0] for line in process.stdout.splitlines()] == ["DI", "ODE", "ODE-1", "Fast"]
+    assert [line.split()[0] for line in process.stdout.splitlines()] == ["DI", "ODE", "ODE-1"]
     assert not repo.runs.exists()
-
-
-def test_a_task_of_one_script_only(repo):
-    assert statuses(repo(DRY="1", ENVS="Fast DI", METHODS="HyperZero")) == [
-        ("new", "Fast", "HyperZero", 1),
-        ("new", "DI", "HyperZero", 1),
-    ]
 
 
 def test_a_task_of_a_module_has_its_own_name_in_tables(repo, tmp_path):
@@ -923,7 +907,7 @@ def test_the_default_is_the_whole_benchmark():
     jobs = plan.jobs({"SEEDS": "1"})
     tasks = list(dict.fromkeys(job["task"] for job in jobs))
     assert {"DI", "DI-Friction", "DI-Perm", "ODE", "Cartpole", "Cheetah", "Reacher-E"} < set(tasks)
-    assert "ODE-1" not in tasks and "Cheetah-Speed" not in tasks
+    assert "ODE-1" not in tasks
     methods = [method.name for method in METHODS.values() if not method.extra]
     assert [job["method"] for job in jobs] == methods * len(tasks)
 

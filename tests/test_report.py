@@ -702,13 +702,6 @@ def test_legends_have_as_many_columns_as_fit(length):
     report.plt.close(figure)
 
 
-def test_a_methods_style_depends_on_nothing_else():
-    before = report.style("Mine")
-    for name in ("A", "B", "DR"):
-        report.style(name)
-    assert report.style("Mine") == before and report.rank("Mine") > report.rank("DMA*-SH") > report.rank("DR")
-
-
 # -------------------------------------------------------- collecting --------------------------------------------------
 
 

@@ -734,13 +734,6 @@ def test_what_is_not_finite_stops_the_run(script, copy_of, tmp_path):
         state["agent"][name][:] = good
 
 
-def test_checkpoints_hold_tensors_and_plain_values_only(finished):
-    directory = finished("dmash_sac.py")
-    state = torch.load(directory / "checkpoint.pt", weights_only=True)
-    assert state["progress"][0] == 200
-    assert torch.load(directory / "agent.pt", weights_only=True).keys() == state["agent"].keys()
-
-
 # -------------------------------------------- Looking at an agent, videos ------------------------------------------
 
 

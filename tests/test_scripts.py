@@ -148,7 +148,7 @@ def test_bad_flags_get_one_line_that_names_them(script, flags, monkeypatch, caps
 # ------------------------------------------------------- tasks -------------------------------------------------------
 
 
-@pytest.mark.parametrize("env_id", aib_envs.TASKS)
+@pytest.mark.parametrize("env_id", [task for task in aib_envs.TASKS if not task.startswith("ODE-")])
 def test_every_task_is_learned_from(env_id):
     """Two contexts, a warm-up and four steps with the agent's own actions, and two gradient steps."""
     module = learning.script("dmash_sac.py")

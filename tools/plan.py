@@ -117,23 +117,8 @@ def import_script(script):
         refuse(f"cannot import {script} with {sys.executable}: {type(error).__name__}: {error}".partition("\n")[0])
 
 
-def known_tasks(module=None):
-    """The benchmark's tasks, and those of the script `module`, which may import more (as hyperzero.py does)."""
-    aib_envs = import_script("aib_envs.py")
-    tables = {}  # {module: its own tasks}
-    for other in list(sys.modules.values()):
-        table = getattr(other, "__dict__", {}).get("TASKS")
-        if isinstance(table, dict) and table is not aib_envs.TASKS:
-            tables[other.__name__] = table
-    of_others = {task for table in tables.values() for task in table}
-    known = [task for task in aib_envs.TASKS if task not in of_others]
-    for value in vars(module).values() if module else ():
-        known += tables.get(getattr(value, "__name__", None), ())
-    return {task: task for task in known}
-
-
 def check_task(task):
-    """Refuses a module:Task that cannot be imported."""
+    """Refuses what is neither a task of the benchmark nor the module:Task of a file that can be imported."""
     try:
         import_script("aib_envs.py").get_task(task)
     except ValueError as error:
@@ -142,7 +127,7 @@ def check_task(task):
 
 def grids_tasks():
     """The tasks of the default grid: the benchmark's, but for ODE-1 to ODE-20, of which ODE is one."""
-    return [task for task in known_tasks() if not re.fullmatch(r"ODE-\d+", task)]
+    return [task for task in import_script("aib_envs.py").TASKS if not re.fullmatch(r"ODE-\d+", task)]
 
 
 def print_list(name):
@@ -150,13 +135,8 @@ def print_list(name):
     if name == "METHODS":
         for method in METHODS.values():
             print(f"{method.name:<{max(map(len, METHODS))}}  {method.script} {method.flags}".rstrip())
-        return
-    of_all = known_tasks()
-    print("\n".join(of_all))
-    for script in dict.fromkeys(method.script for method in METHODS.values()):
-        for task in known_tasks(import_script(script)):
-            if task not in of_all:
-                print(f"{task}  (only {script})")
+    else:
+        print("\n".join(import_script("aib_envs.py").TASKS))
 
 
 def parsed(method, task, seed, flags, more=()):
@@ -190,7 +170,9 @@ def jobs(env):
     methods = words("METHODS", env.get("METHODS")) or [name for name, method in METHODS.items() if not method.extra]
     labels = {method.label: method.name for method in METHODS.values()}  # DMA*-SH
     methods = [METHODS[name] for name in pick("METHODS", methods, labels | {name: name for name in METHODS})]
-    tasks = words("ENVS", env.get("ENVS"))
+    tasks = list(dict.fromkeys(words("ENVS", env.get("ENVS")) or grids_tasks()))
+    for task in tasks:
+        check_task(task)
     seeds = seeds_of(env.get("SEEDS", "1-10"))
     steps = env.get("STEPS", "").strip()
     if steps and not re.fullmatch("0*[1-9][0-9]*", steps):
@@ -202,19 +184,6 @@ def jobs(env):
     taken = NOT_IN_FLAGS & {flag.partition("=")[0].replace("_", "-") for flag in flags}
     if taken:
         refuse(f"FLAGS cannot have {', '.join(sorted(taken))}")
-
-    modules = {method.name: import_script(method.script) for method in methods}
-    known = {name: known_tasks(module) for name, module in modules.items()}
-    for task in tasks or ():
-        if ":" in task:  # module:Task, for every script
-            check_task(task)
-            for own in known.values():
-                own[task] = task
-    tasks = pick("ENVS", tasks or grids_tasks(), {task: task for tasks in known.values() for task in tasks})
-    for method in methods:
-        for task in tasks:
-            if task not in known[method.name]:
-                refuse(f"ENVS has {task}, which {method.name} of METHODS ({method.script}) does not know")
 
     planned = []
     for task in tasks:

@@ -32,9 +32,6 @@ import stats
 from methods import METHODS
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.append(str(ROOT / "relatives"))
-import aib_speed  # noqa: E402, F401 (its tasks have reports, too)
-
 plt.switch_backend("Agg")  # draws into files only
 RESULTS = ROOT / "results"
 PAPER = json.loads((RESULTS / "paper_results.json").read_text())
