@@ -5,6 +5,7 @@ import json
 import math
 import re
 import statistics
+import types
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ import scipy.stats
 
 import aib_envs
 import report
+import report_agents
 import results_page
 
 ROOT = Path(__file__).parent.parent
@@ -374,3 +376,30 @@ def test_a_z_that_is_not_wrong_earns_what_the_results_say():
         assert np.allclose(acting[name]["returns"]["mean"], first, atol=0.06)
     rows = results_page.wrong_z_table(agents)
     assert len(rows) == len(agents) and all(row["return"] > row["z of other mode"] for row in rows)
+
+
+def test_an_agent_is_rolled_out_once_and_again_when_it_has_been_trained_on(tmp_path, monkeypatch):
+    directory = tmp_path / "runs" / "one"
+    directory.mkdir(parents=True)
+    (directory / "config.json").write_text(json.dumps({"run": "DI__DMAstar__1__1"}))
+    (directory / "agent.pt").touch()
+    calls = []
+    trained = types.SimpleNamespace(task="DI-Friction", method="DMA*", steps=100)
+    trained.agent = types.SimpleNamespace(encoder=object(), log_alpha=0)
+    found = {"noise": {0: np.full((60, 1), 7.0)}}
+    actions = {"mean": types.SimpleNamespace(returns=np.zeros(60))}
+    monkeypatch.setattr(results_page, "RESULTS", tmp_path)
+    monkeypatch.setattr(report_agents, "load", lambda path: trained)
+    monkeypatch.setattr(report_agents, "wrong_z", lambda agent: calls.append("z") or found)
+    monkeypatch.setattr(report_agents, "kinds_of_actions", lambda agent: calls.append("actions") or actions)
+    for steps, expected in ((100, ["z", "actions"]), (100, []), (200, ["z", "actions"])):
+        trained.steps = steps
+        results_page.roll_out([], [tmp_path / "runs"])
+        assert calls == expected
+        calls.clear()
+    (own,) = results_page.wrong_z_of_agents().values()
+    assert own["steps"] == 200 and own["noise"] == {"0": 7.0}
+    del trained.agent.encoder, trained.agent.log_alpha  # an agent that plans
+    trained.steps = 300
+    results_page.roll_out([], [tmp_path / "runs"])
+    assert not calls
