@@ -13,10 +13,6 @@ import pytest
 import aib_envs
 
 
-def pytest_configure(config):
-    config.addinivalue_line("markers", "slow: takes more than a few seconds")
-
-
 @pytest.fixture
 def train(monkeypatch, tmp_path):
     """train(script, flags) trains on DI, with K = 10 and episodes of 20 steps. Returns the finished run."""
