@@ -154,6 +154,13 @@ def test_constants_can_be_changed(name, constant, value, tmp_path):
         compare_adapters(module, getattr(module, "Z_DIM", 2), torch.float64, 1e-11)
 
 
+@pytest.mark.parametrize("chunk", [128, 768])  # no whole rows of 256; no whole number of chunks in 32 rows
+def test_a_chunk_that_does_not_fit_is_refused(chunk, monkeypatch):
+    monkeypatch.setattr(script, "CHUNK", chunk)
+    with pytest.raises(ValueError):
+        Hypernetwork(8)
+
+
 def test_an_adapter_of_zero_weights_is_the_final_relu():
     hypernetwork = Hypernetwork(8)
     torch.nn.init.zeros_(hypernetwork.head.weight)

@@ -1,6 +1,6 @@
 """Shows trained agents side by side, as an animated GIF.
 
-    python tools/watch.py agents/DI__DR agents/DI__DMAstar-SH --context inversion=-1 --flip-at 50
+    python tools/watch.py agents/DI__DR agents/DI__DMAstar-SH --flip-at 50
 
 Each agent gets a picture of its own, in the same context and from the same start; --flip-at reverses (or swaps) the
 actuators at that step.
