@@ -715,19 +715,19 @@ def reset_seeds(num_envs, *key):
 class History:
     """The running episode of n environments in lockstep: K warm-up steps, then T steps.
 
-    t: the current step, from -K (start of the warm-up) and 0 (start of the episode) on. Step t
+    t: the current step, -K at the start of the warm-up, 0 at the start of the episode. Step t
     stands at index K + t of obs [n, K + T, obs_dim], actions [n, K + T, act_dim], next_obs [n,
     K + T, obs_dim] and all_rewards [n, K + T]; rewards [n, T] are those of the episode alone.
     lengths [n]: steps before the simulation diverged, if it did.
     """
 
-    def __init__(self, num_envs, window, steps, obs_dim, act_dim):
-        self.window_size = window
-        self.obs = np.zeros((num_envs, window + steps, obs_dim), np.float32)
-        self.actions = np.zeros((num_envs, window + steps, act_dim), np.float32)
-        self.next_obs = np.zeros((num_envs, window + steps, obs_dim), np.float32)
-        self.all_rewards = np.zeros((num_envs, window + steps), np.float32)
-        self.rewards = self.all_rewards[:, window:]  # a view
+    def __init__(self, num_envs, window_size, steps, obs_dim, act_dim):
+        self.window_size = window_size
+        self.obs = np.zeros((num_envs, window_size + steps, obs_dim), np.float32)
+        self.actions = np.zeros((num_envs, window_size + steps, act_dim), np.float32)
+        self.next_obs = np.zeros((num_envs, window_size + steps, obs_dim), np.float32)
+        self.all_rewards = np.zeros((num_envs, window_size + steps), np.float32)
+        self.rewards = self.all_rewards[:, window_size:]  # a view
         self.lengths = np.zeros(num_envs, np.int64)
         self.begin()
 
@@ -772,25 +772,24 @@ def by_split(array):
     return dict(zip(SPLITS, np.split(array, len(SPLITS)), strict=True))
 
 
-def evaluate(envs, policy, window, rollouts):
+def evaluate(envs, policy, window_size, rollouts):
     """The benchmark's protocol, for `policy` in the n environments of a `make_vec`. Returns the
     undiscounted returns (float64) and whether the simulation diverged (bool), both [n, rollouts].
 
     `policy(obs [n, obs_dim], history) -> actions [n, act_dim]` must be deterministic. With
-    `window` = K > 0 every rollout begins with K warm-up steps, which fill the window and earn
+    `window_size` = K > 0 every rollout begins with K warm-up steps, which fill the window and earn
     nothing; a simulation that diverges in them counts as diverged, too. Reset seeds depend only
-    on the rollout and on the environment's place in `envs` (so with `eval_contexts` on set and
-    context).
+    on the rollout and on the environment's place in `envs`.
     """
     task = get_task(envs.envs[0].unwrapped.env_id)
     obs_dim = envs.single_observation_space.shape[0]
-    history = History(envs.num_envs, window, task.steps, obs_dim, task.act_dim)
+    history = History(envs.num_envs, window_size, task.steps, obs_dim, task.act_dim)
     returns = np.zeros((envs.num_envs, rollouts))
     diverged = np.zeros((envs.num_envs, rollouts), bool)
     for rollout in range(rollouts):
         history.begin()
-        for t in range(-window, task.steps):
-            if t in (-window, 0):
+        for t in range(-window_size, task.steps):
+            if t in (-window_size, 0):
                 obs, _ = envs.reset(seed=reset_seeds(envs.num_envs, 1, rollout, int(t < 0)))
             actions = policy(obs, history)
             next_obs, rewards, _, _, infos = envs.step(actions)

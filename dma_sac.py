@@ -1,6 +1,6 @@
 """DMA*: soft actor-critic with a dynamics-aligned context encoder (arXiv 2602.06550), in one file.
 
-The agent meets a world whose dynamics (context) change from episode to episode, and nobody tells it how. A recurrent
+The agent meets a world whose dynamics change from episode to episode, and nobody tells it how. A recurrent
 encoder turns the last K transitions into a small vector z, which is appended to the inputs of the dynamics model, the
 policy and both Q-functions. The encoder learns from predicting the dynamics alone: the RL losses see z as a constant.
 With --mask-prob 0 --no-normalise it is DMA, with --kl-beta 0.4 DMA-Pearl. Start it with: python dma_sac.py --env-id DI
@@ -21,7 +21,7 @@ import aib_run
 
 @dataclass
 class Args(aib_run.Args):  # --env-id, --seed, --total-timesteps, --resume, ... stand in aib_run.py
-    learning_starts: aib_run.EpisodeOrMore = 5_000  # steps with random actions that come before the first gradient step
+    learning_starts: aib_run.EpisodeOrMore = 5_000  # random steps that come first; total_timesteps leaves them out
     buffer_size: aib_run.EpisodeOrMore = 100_000  # transitions per context in the replay buffer
     batch_size: aib_run.Count = 256  # transitions per gradient step
     gamma: aib_run.Fraction = 0.99  # discount factor
@@ -36,7 +36,7 @@ class Args(aib_run.Args):  # --env-id, --seed, --total-timesteps, --resume, ... 
 
 
 POLICY_FREQUENCY = 2  # the policy is updated every second gradient step, twice
-WIDTH = 256  # size of the networks' layers
+WIDTH = 256  # size of the trunks' layers
 Z_DIM = 8  # size of z
 
 
@@ -58,12 +58,12 @@ def method_name(args):
 
 
 def subsample(batch_size, window_size, training, device=None):
-    """Which transitions of the window the encoder sees: places [batch or 1, K // 5], of which 0 is the oldest. In
+    """Which transitions of the window the encoder sees: positions [batch or 1, K // 5], of which 0 is the oldest. In
     training a random fifth in random order, in evaluation a fifth evenly spaced in time."""
     n = window_size // 5
     if training:
-        return torch.rand(batch_size, window_size, device=device).topk(n).indices  # n different places
-    return torch.linspace(0, window_size - 1, n, dtype=torch.float64).long()[None]
+        return torch.rand(batch_size, window_size, device=device).topk(n).indices  # n different positions
+    return torch.linspace(0, window_size - 1, n, dtype=torch.float64).long()[None]  # float64, as in NumPy
 
 
 def avg_l1_norm(x):
@@ -92,7 +92,7 @@ class Encoder(nn.Module):
         keep = torch.rand(*x.shape[:2], 1, device=x.device) >= self.mask_prob
         return x * keep
 
-    def forward(self, obs, actions, deltas):  # each [batch, time, dim]
+    def forward(self, obs, actions, deltas):  # each [batch, K // 5, dim]
         parts = [obs, actions, deltas]
         if self.training:
             parts = [self.mask(part) for part in parts]
@@ -170,11 +170,11 @@ class ReplayBuffer:
         self.num_added = 0
         self.window_size = history.window_size
         shape = (num_envs, self.num_episodes)
-        self.obs = torch.zeros(*shape, *history.obs.shape[1:], device=device)
+        self.obs = torch.zeros(*shape, *history.obs.shape[1:], device=device)  # [n, episodes, K + T, obs_dim]
         self.next_obs = torch.zeros_like(self.obs)
         self.actions = torch.zeros(*shape, *history.actions.shape[1:], device=device)
-        self.rewards = torch.zeros(*shape, steps, device=device)
-        self.lengths = torch.zeros(*shape, dtype=torch.long, device=device)  # until the simulation diverged, if it did
+        self.rewards = torch.zeros(*shape, steps, device=device)  # [n, episodes, T]
+        self.lengths = torch.zeros(*shape, dtype=torch.long, device=device)  # steps that can be drawn: at first none
 
     def add(self, history):
         """Stores a finished episode, in the place of the oldest."""
@@ -183,10 +183,10 @@ class ReplayBuffer:
         self.next_obs[:, i] = torch.from_numpy(history.next_obs)
         self.actions[:, i] = torch.from_numpy(history.actions)
         self.rewards[:, i] = torch.from_numpy(history.rewards)
-        self.lengths[:, i] = torch.from_numpy(history.lengths)
+        self.lengths[:, i] = torch.from_numpy(history.lengths)  # all T, unless a simulation diverged
         self.num_added += 1
 
-        # All steps that can be drawn, in one list: where each episode begins and ends there
+        # The steps that can be drawn have the numbers 0, 1, 2, ...: where each episode's begin and end
         self.ends = self.lengths.flatten().cumsum(0)
         self.begins = self.ends - self.lengths.flatten()
         self.total = int(self.ends[-1])
@@ -194,20 +194,20 @@ class ReplayBuffer:
     def sample(self, batch_size):
         """Steps drawn uniformly from all finished episodes: obs, actions, next_obs, rewards and last, all
         [batch, ...], and what the encoder sees of the window before each of them: (obs, actions, deltas), all
-        [batch, time, dim]."""
+        [batch, K // 5, dim]."""
         device = self.obs.device
-        obs = self.obs.flatten(0, 2)  # the steps of all episodes in one list
+        obs = self.obs.flatten(0, 2)  # [all episodes' K + T steps, obs_dim]
         next_obs = self.next_obs.flatten(0, 2)
         actions = self.actions.flatten(0, 2)
 
         i = torch.randint(self.total, (batch_size,), device=device)
         episode = torch.searchsorted(self.ends, i, right=True)  # the one that step i lies in
         t = i - self.begins[episode]  # the step's place in that episode
-        last = t == self.rewards.shape[2] - 1  # is it the episode's last step?
-        start = episode * self.obs.shape[2] + t  # where the step's window begins in these lists
-        now = start + self.window_size
+        last = t == self.rewards.shape[2] - 1
+        now = episode * self.obs.shape[2] + self.window_size + t  # where the step stands in obs: after the warm-up
 
-        past = start[:, None] + subsample(batch_size, self.window_size, training=True, device=device)  # all before now
+        positions = subsample(batch_size, self.window_size, training=True, device=device)
+        past = now[:, None] - self.window_size + positions
         window_obs = F.embedding(past, obs)  # obs[past], faster
         window = (window_obs, F.embedding(past, actions), F.embedding(past, next_obs) - window_obs)
         rewards = self.rewards.flatten(0, 1)[episode, t]
@@ -222,7 +222,7 @@ def adam(parameters, lr):
 
 
 class Agent(nn.Module):
-    """Soft actor-critic, told by an encoder, which the dynamics model trains."""
+    """Soft actor-critic. The encoder tells it about the context; the dynamics loss alone trains it."""
 
     def __init__(self, obs_dim, act_dim, args):
         super().__init__()
@@ -256,8 +256,8 @@ class Agent(nn.Module):
     def act(self, obs, history, training=False):
         """obs [n, obs_dim] -> actions [n, act_dim]: sampled in training, deterministic in evaluation (all NumPy)."""
         device = self.log_alpha.device
-        places = subsample(len(obs), self.window_size, training).numpy()
-        window = [torch.from_numpy(part).to(device) for part in history.window(places)]
+        positions = subsample(len(obs), self.window_size, training).numpy()
+        window = [torch.from_numpy(part).to(device) for part in history.window(positions)]
         obs = torch.from_numpy(obs).to(device)
         self.encoder.train(training)
         z = self.infer(window)
@@ -345,7 +345,7 @@ class Agent(nn.Module):
         z = self.encoder(*window).detach().requires_grad_()
         loss, _ = self.actor_loss(obs, z)
         (gradient,) = torch.autograd.grad(loss, z)  # [batch, 8]
-        gradient = gradient * len(z)  # the loss is a mean; this is of each sample's own
+        gradient = gradient * len(z)  # undoes the loss's mean: each sample's own
         return {"shadow_gradient": gradient.norm(dim=1).mean().item()}
 
 
@@ -364,7 +364,7 @@ def make_agent(args, envs):
 
 def train(args):
     torch.manual_seed(args.seed)
-    steps = aib_envs.get_task(args.env_id).steps
+    steps = aib_envs.get_task(args.env_id).steps  # T
     envs = make_envs(args, aib_envs.context_set(args.env_id, "train"))
     eval_envs = make_envs(args, aib_envs.eval_contexts(args.env_id))
     n = envs.num_envs
@@ -387,7 +387,7 @@ def train(args):
             if t in (-agent.window_size, 0):  # the warm-up and the episode each begin with a reset
                 obs, _ = envs.reset(seed=aib_envs.reset_seeds(n, 0, args.seed, run.episode, int(t < 0)))
             learning = run.episode * steps + max(t, 0) >= args.learning_starts
-            actions = 2 * torch.rand(n, act_dim).numpy() - 1  # at first random ones
+            actions = 2 * torch.rand(n, act_dim).numpy() - 1  # drawn at every step, used at first only
             if learning:
                 actions = agent.act(obs, history, training=True)
             next_obs, rewards, _, _, infos = envs.step(actions)

@@ -1,6 +1,6 @@
 """DMA*-H: soft actor-critic with a hypernetwork per module (ablation of DMA*-SH, arXiv 2602.06550), in one file.
 
-The agent meets a world whose dynamics (context) change from episode to episode, and nobody tells it how. A recurrent
+The agent meets a world whose dynamics change from episode to episode, and nobody tells it how. A recurrent
 encoder turns the last K transitions into a small vector z. Dynamics model, policy and each Q-function have their own
 hypernetwork, which turns z into the weights of their adapter and learns from their own loss; the encoder learns from
 predicting the dynamics alone. With --rl-only the dynamics model gets z as an input. Start it with: python dmah_sac.py
@@ -23,7 +23,7 @@ import aib_run
 
 @dataclass
 class Args(aib_run.Args):  # --env-id, --seed, --total-timesteps, --resume, ... stand in aib_run.py
-    learning_starts: aib_run.EpisodeOrMore = 5_000  # steps with random actions that come before the first gradient step
+    learning_starts: aib_run.EpisodeOrMore = 5_000  # random steps that come first; total_timesteps leaves them out
     buffer_size: aib_run.EpisodeOrMore = 100_000  # transitions per context in the replay buffer
     batch_size: aib_run.Count = 256  # transitions per gradient step
     gamma: aib_run.Fraction = 0.99  # discount factor
@@ -38,7 +38,7 @@ class Args(aib_run.Args):  # --env-id, --seed, --total-timesteps, --resume, ... 
 
 
 POLICY_FREQUENCY = 2  # the policy is updated every second gradient step, twice
-WIDTH = 256  # size of the networks' layers
+WIDTH = 256  # size of the trunks' layers
 Z_DIM = 8  # size of z
 
 
@@ -60,12 +60,12 @@ def method_name(args):
 
 
 def subsample(batch_size, window_size, training, device=None):
-    """Which transitions of the window the encoder sees: places [batch or 1, K // 5], of which 0 is the oldest. In
+    """Which transitions of the window the encoder sees: positions [batch or 1, K // 5], of which 0 is the oldest. In
     training a random fifth in random order, in evaluation a fifth evenly spaced in time."""
     n = window_size // 5
     if training:
-        return torch.rand(batch_size, window_size, device=device).topk(n).indices  # n different places
-    return torch.linspace(0, window_size - 1, n, dtype=torch.float64).long()[None]
+        return torch.rand(batch_size, window_size, device=device).topk(n).indices  # n different positions
+    return torch.linspace(0, window_size - 1, n, dtype=torch.float64).long()[None]  # float64, as in NumPy
 
 
 def avg_l1_norm(x):
@@ -94,7 +94,7 @@ class Encoder(nn.Module):
         keep = torch.rand(*x.shape[:2], 1, device=x.device) >= self.mask_prob
         return x * keep
 
-    def forward(self, obs, actions, deltas):  # each [batch, time, dim]
+    def forward(self, obs, actions, deltas):  # each [batch, K // 5, dim]
         parts = [obs, actions, deltas]
         if self.training:
             parts = [self.mask(part) for part in parts]
@@ -109,7 +109,7 @@ class Encoder(nn.Module):
 
 
 # -------------------------------- Hypernetwork (eta) and the adapter that it generates --------------------------------
-# Eq. 3: an adapter turns the features x [256] of a network's trunk into
+# Eq. 3: an adapter turns the output x [256] of a network's trunk into
 #     ReLU(x + W_up ReLU(W_down x + b_down) + b_up),    W_down [32, 256], W_up [256, 32].
 # These are 16,672 numbers for each sample. The hypernetwork generates them in chunks of 512: chunk j has a learned
 # embedding e_j, and one small network turns [z; e_j] into the chunk. `Hypernetwork.chunks` and `adapt_plainly` say so.
@@ -122,14 +122,14 @@ BIAS_CHUNKS = math.ceil((BOTTLENECK + WIDTH) / CHUNK)  # 1 more holds both biase
 
 
 def split_biases(numbers):
-    """b_down [batch, 32] and b_up [batch, 256], from the last chunks."""
+    """The last chunk [batch, 512] -> b_down [batch, 32] and b_up [batch, 256]; the rest of it is not used."""
     return numbers[:, :BOTTLENECK], numbers[:, BOTTLENECK : BOTTLENECK + WIDTH]
 
 
 def adapt_plainly(x, chunks):
-    """The adapter as Eq. 3 says it: features x [batch, 256], chunks [batch, 33, 512] -> [batch, 256].
+    """The adapter as Eq. 3 says it: a trunk's output x [batch, 256], chunks [batch, 33, 512] -> [batch, 256].
 
-    Chunks 0 ... 15 are W_down's, 16 ... 31 W_up's. Row r of a matrix's chunk j is row 16 r + j of the matrix."""
+    Chunks 0 ... 15 are W_down's, 16 ... 31 W_up's. Row r of a matrix's j-th chunk, from 0 on, is row 16 r + j."""
     down, up, biases = chunks.split([MATRIX_CHUNKS, MATRIX_CHUNKS, BIAS_CHUNKS], dim=1)
     w_down = down.unflatten(2, (-1, WIDTH)).transpose(1, 2).flatten(1, 2)  # [batch, 32, 256]
     w_up = up.unflatten(2, (-1, BOTTLENECK)).transpose(1, 2).flatten(1, 2)  # [batch, 256, 32]
@@ -139,8 +139,9 @@ def adapt_plainly(x, chunks):
 
 
 # That is the definition. What runs is the same function, several times faster, since it never builds the matrices. The
-# last layer makes a row M f + m of a chunk's features f [64], and the row times x is (M f + m) x = [x M, x m] [f; 1].
-# The first factor knows nothing of f: one product for the whole batch. The second is each sample's own, and small.
+# last layer makes a chunk M f + m of its features f [64]. Let M and m be their part that makes one row of a matrix: the
+# row times x is (M f + m) x = [x M, x m] [f; 1]. The first factor knows nothing of f: one product for the whole batch.
+# The second is each sample's own, and small.
 class Omega(NamedTuple):
     """The adapter's weights, never written out: each sample's features f and biases, and the last layer, which all
     samples share."""
@@ -167,7 +168,7 @@ class Hypernetwork(nn.Module):
         self.embeddings = nn.Parameter(torch.randn(2 * MATRIX_CHUNKS + BIAS_CHUNKS, EMBEDDING))
         self.first = nn.Linear(inputs + EMBEDDING, FEATURES)
         self.second = nn.Linear(FEATURES, FEATURES)
-        self.head = nn.Linear(FEATURES, CHUNK)
+        self.head = nn.Linear(FEATURES, CHUNK)  # M and m
 
     def chunks(self, z):
         """The definition: [batch, 33, 512]."""
@@ -180,12 +181,12 @@ class Hypernetwork(nn.Module):
     def forward(self, z):
         # first([z; e_j]) is a sum: z's part is computed once for all j, e_j's part once for all samples.
         w_z, w_e = self.first.weight.tensor_split([-EMBEDDING], dim=1)
-        of_z = F.linear(z, w_z, self.first.bias)[:, None]
-        of_e = F.linear(self.embeddings, w_e)
+        of_z = F.linear(z, w_z, self.first.bias)[:, None]  # [batch, 1, 64]
+        of_e = F.linear(self.embeddings, w_e)  # [33, 64]
         parts = of_e.split([MATRIX_CHUNKS, MATRIX_CHUNKS, BIAS_CHUNKS])
-        down, up, last = (F.relu(self.second(F.relu(of_z + part))) for part in parts)
-        b_down, b_up = split_biases(self.head(last).flatten(1))
-        head = torch.cat([self.head.weight, self.head.bias[:, None]], dim=1)  # [512, 65]
+        down, up, biases = (F.relu(self.second(F.relu(of_z + part))) for part in parts)
+        b_down, b_up = split_biases(self.head(biases).flatten(1))
+        head = torch.cat([self.head.weight, self.head.bias[:, None]], dim=1)  # [M m]: [512, 65]
         return Omega(
             down=F.pad(down, (0, 1), value=1.0),
             up=F.pad(up, (0, 1), value=1.0),
@@ -197,13 +198,14 @@ class Hypernetwork(nn.Module):
 
 
 def generated_linear(x, features, head):
-    """Each sample's own generated matrix times its x [batch, in] -> [batch, out]."""
+    """Each sample's own generated matrix times its x: x [batch, in], features [batch, 16, 65], head [in, rows * 65] ->
+    [batch, out]."""
     through_head = (x @ head).unflatten(1, (-1, FEATURES + 1))  # [x M, x m]: [batch, rows of a chunk, 65]
     return (through_head @ features.mT).flatten(1)  # the chunks' first rows, then their second ones, ...
 
 
 def adapt(x, omega):
-    """The generated adapter (Eq. 3) on a trunk's features x [batch, 256]. The same as `adapt_plainly`."""
+    """The generated adapter (Eq. 3) on a trunk's output x [batch, 256]. The same as `adapt_plainly`."""
     hidden = F.relu(generated_linear(x, omega.down, omega.head_down) + omega.b_down)
     return F.relu(x + generated_linear(hidden, omega.up, omega.head_up) + omega.b_up)
 
@@ -269,11 +271,11 @@ class ReplayBuffer:
         self.num_added = 0
         self.window_size = history.window_size
         shape = (num_envs, self.num_episodes)
-        self.obs = torch.zeros(*shape, *history.obs.shape[1:], device=device)
+        self.obs = torch.zeros(*shape, *history.obs.shape[1:], device=device)  # [n, episodes, K + T, obs_dim]
         self.next_obs = torch.zeros_like(self.obs)
         self.actions = torch.zeros(*shape, *history.actions.shape[1:], device=device)
-        self.rewards = torch.zeros(*shape, steps, device=device)
-        self.lengths = torch.zeros(*shape, dtype=torch.long, device=device)  # until the simulation diverged, if it did
+        self.rewards = torch.zeros(*shape, steps, device=device)  # [n, episodes, T]
+        self.lengths = torch.zeros(*shape, dtype=torch.long, device=device)  # steps that can be drawn: at first none
 
     def add(self, history):
         """Stores a finished episode, in the place of the oldest."""
@@ -282,10 +284,10 @@ class ReplayBuffer:
         self.next_obs[:, i] = torch.from_numpy(history.next_obs)
         self.actions[:, i] = torch.from_numpy(history.actions)
         self.rewards[:, i] = torch.from_numpy(history.rewards)
-        self.lengths[:, i] = torch.from_numpy(history.lengths)
+        self.lengths[:, i] = torch.from_numpy(history.lengths)  # all T, unless a simulation diverged
         self.num_added += 1
 
-        # All steps that can be drawn, in one list: where each episode begins and ends there
+        # The steps that can be drawn have the numbers 0, 1, 2, ...: where each episode's begin and end
         self.ends = self.lengths.flatten().cumsum(0)
         self.begins = self.ends - self.lengths.flatten()
         self.total = int(self.ends[-1])
@@ -293,20 +295,20 @@ class ReplayBuffer:
     def sample(self, batch_size):
         """Steps drawn uniformly from all finished episodes: obs, actions, next_obs, rewards and last, all
         [batch, ...], and what the encoder sees of the window before each of them: (obs, actions, deltas), all
-        [batch, time, dim]."""
+        [batch, K // 5, dim]."""
         device = self.obs.device
-        obs = self.obs.flatten(0, 2)  # the steps of all episodes in one list
+        obs = self.obs.flatten(0, 2)  # [all episodes' K + T steps, obs_dim]
         next_obs = self.next_obs.flatten(0, 2)
         actions = self.actions.flatten(0, 2)
 
         i = torch.randint(self.total, (batch_size,), device=device)
         episode = torch.searchsorted(self.ends, i, right=True)  # the one that step i lies in
         t = i - self.begins[episode]  # the step's place in that episode
-        last = t == self.rewards.shape[2] - 1  # is it the episode's last step?
-        start = episode * self.obs.shape[2] + t  # where the step's window begins in these lists
-        now = start + self.window_size
+        last = t == self.rewards.shape[2] - 1
+        now = episode * self.obs.shape[2] + self.window_size + t  # where the step stands in obs: after the warm-up
 
-        past = start[:, None] + subsample(batch_size, self.window_size, training=True, device=device)  # all before now
+        positions = subsample(batch_size, self.window_size, training=True, device=device)
+        past = now[:, None] - self.window_size + positions
         window_obs = F.embedding(past, obs)  # obs[past], faster
         window = (window_obs, F.embedding(past, actions), F.embedding(past, next_obs) - window_obs)
         rewards = self.rewards.flatten(0, 1)[episode, t]
@@ -353,8 +355,8 @@ class Agent(nn.Module):
     def act(self, obs, history, training=False):
         """obs [n, obs_dim] -> actions [n, act_dim]: sampled in training, deterministic in evaluation (all NumPy)."""
         device = self.log_alpha.device
-        places = subsample(len(obs), self.window_size, training).numpy()
-        window = [torch.from_numpy(part).to(device) for part in history.window(places)]
+        positions = subsample(len(obs), self.window_size, training).numpy()
+        window = [torch.from_numpy(part).to(device) for part in history.window(positions)]
         obs = torch.from_numpy(obs).to(device)
         self.encoder.train(training)
         z = self.infer(window)
@@ -438,7 +440,7 @@ class Agent(nn.Module):
         z = self.encoder(*window).detach().requires_grad_()
         loss, _ = self.actor_loss(obs, z)
         (gradient,) = torch.autograd.grad(loss, z)  # [batch, 8]
-        gradient = gradient * len(z)  # the loss is a mean; this is of each sample's own
+        gradient = gradient * len(z)  # undoes the loss's mean: each sample's own
         return {"shadow_gradient": gradient.norm(dim=1).mean().item()}
 
 
@@ -457,7 +459,7 @@ def make_agent(args, envs):
 
 def train(args):
     torch.manual_seed(args.seed)
-    steps = aib_envs.get_task(args.env_id).steps
+    steps = aib_envs.get_task(args.env_id).steps  # T
     envs = make_envs(args, aib_envs.context_set(args.env_id, "train"))
     eval_envs = make_envs(args, aib_envs.eval_contexts(args.env_id))
     n = envs.num_envs
@@ -480,7 +482,7 @@ def train(args):
             if t in (-agent.window_size, 0):  # the warm-up and the episode each begin with a reset
                 obs, _ = envs.reset(seed=aib_envs.reset_seeds(n, 0, args.seed, run.episode, int(t < 0)))
             learning = run.episode * steps + max(t, 0) >= args.learning_starts
-            actions = 2 * torch.rand(n, act_dim).numpy() - 1  # at first random ones
+            actions = 2 * torch.rand(n, act_dim).numpy() - 1  # drawn at every step, used at first only
             if learning:
                 actions = agent.act(obs, history, training=True)
             next_obs, rewards, _, _, infos = envs.step(actions)

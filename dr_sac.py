@@ -1,6 +1,6 @@
 """DR: soft actor-critic with domain randomisation, a baseline of arXiv 2602.06550, in one file.
 
-The agent meets a world whose dynamics (context) change from episode to episode, and nobody tells it how. It trains in
+The agent meets a world whose dynamics change from episode to episode, and nobody tells it how. It trains in
 all training contexts at once and has to find one policy that does for all of them. With --context-aware it is Concat:
 it is told the true context, which is appended to the observation. Start it with: python dr_sac.py --env-id DI
 """
@@ -20,7 +20,7 @@ import aib_run
 
 @dataclass
 class Args(aib_run.Args):  # --env-id, --seed, --total-timesteps, --resume, ... stand in aib_run.py
-    learning_starts: aib_run.EpisodeOrMore = 5_000  # steps with random actions that come before the first gradient step
+    learning_starts: aib_run.EpisodeOrMore = 5_000  # random steps that come first; total_timesteps leaves them out
     buffer_size: aib_run.EpisodeOrMore = 100_000  # transitions per context in the replay buffer
     batch_size: aib_run.Count = 256  # transitions per gradient step
     gamma: aib_run.Fraction = 0.99  # discount factor
@@ -33,7 +33,7 @@ class Args(aib_run.Args):  # --env-id, --seed, --total-timesteps, --resume, ... 
 
 
 POLICY_FREQUENCY = 2  # the policy is updated every second gradient step, twice
-WIDTH = 256  # size of the networks' layers
+WIDTH = 256  # size of the trunks' layers
 
 
 def method_name(args):
@@ -93,8 +93,8 @@ class ReplayBuffer:
         self.obs = torch.zeros(*shape, *history.obs.shape[1:], device=device)
         self.next_obs = torch.zeros_like(self.obs)
         self.actions = torch.zeros(*shape, *history.actions.shape[1:], device=device)
-        self.rewards = torch.zeros(*shape, steps, device=device)
-        self.lengths = torch.zeros(*shape, dtype=torch.long, device=device)  # until the simulation diverged, if it did
+        self.rewards = torch.zeros(*shape, steps, device=device)  # [n, episodes, T]
+        self.lengths = torch.zeros(*shape, dtype=torch.long, device=device)  # steps that can be drawn: at first none
 
     def add(self, history):
         """Stores a finished episode, in the place of the oldest."""
@@ -103,10 +103,10 @@ class ReplayBuffer:
         self.next_obs[:, i] = torch.from_numpy(history.next_obs)
         self.actions[:, i] = torch.from_numpy(history.actions)
         self.rewards[:, i] = torch.from_numpy(history.rewards)
-        self.lengths[:, i] = torch.from_numpy(history.lengths)
+        self.lengths[:, i] = torch.from_numpy(history.lengths)  # all T, unless a simulation diverged
         self.num_added += 1
 
-        # All steps that can be drawn, in one list: where each episode begins and ends there
+        # The steps that can be drawn have the numbers 0, 1, 2, ...: where each episode's begin and end
         self.ends = self.lengths.flatten().cumsum(0)
         self.begins = self.ends - self.lengths.flatten()
         self.total = int(self.ends[-1])
@@ -122,7 +122,7 @@ class ReplayBuffer:
         i = torch.randint(self.total, (batch_size,), device=self.obs.device)
         episode = torch.searchsorted(self.ends, i, right=True)  # the one that step i lies in
         t = i - self.begins[episode]
-        last = t == rewards.shape[1] - 1  # is it the episode's last step?
+        last = t == rewards.shape[1] - 1
         return obs[episode, t], actions[episode, t], next_obs[episode, t], rewards[episode, t], last
 
 
@@ -219,7 +219,7 @@ class Agent(nn.Module):
                 slow.lerp_(source, self.args.tau)
 
     def diagnose(self, *batch):
-        """Nothing more to say."""
+        """No diagnostics."""
         return {}
 
 
@@ -240,7 +240,7 @@ def make_agent(args, envs):
 
 def train(args):
     torch.manual_seed(args.seed)
-    steps = aib_envs.get_task(args.env_id).steps
+    steps = aib_envs.get_task(args.env_id).steps  # T
     envs = make_envs(args, aib_envs.context_set(args.env_id, "train"))
     eval_envs = make_envs(args, aib_envs.eval_contexts(args.env_id))
     n = envs.num_envs
@@ -263,7 +263,7 @@ def train(args):
             if t in (-agent.window_size, 0):  # the warm-up and the episode each begin with a reset
                 obs, _ = envs.reset(seed=aib_envs.reset_seeds(n, 0, args.seed, run.episode, int(t < 0)))
             learning = run.episode * steps + max(t, 0) >= args.learning_starts
-            actions = 2 * torch.rand(n, act_dim).numpy() - 1  # at first random ones
+            actions = 2 * torch.rand(n, act_dim).numpy() - 1  # drawn at every step, used at first only
             if learning:
                 actions = agent.act(obs, history, training=True)
             next_obs, rewards, _, _, infos = envs.step(actions)

@@ -431,7 +431,7 @@ def train_experts(args, run, experts, replay, history):
                 continue
 
             if run.global_step % args.eval_every == 0:
-                returns, _ = aib_envs.evaluate(eval_envs, experts.act, window=0, rollouts=1)
+                returns, _ = aib_envs.evaluate(eval_envs, experts.act, window_size=0, rollouts=1)
                 run.log({"experts": returns[:, 0].tolist()}, f"experts' mean return {returns.mean():.1f}")
             losses = {}
             if run.global_step % UPDATE_EVERY == 0:
