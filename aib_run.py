@@ -246,13 +246,15 @@ def _check_bounds(args, task, prefix=""):
         value = getattr(args, name)
         if dataclasses.is_dataclass(value):
             _check_bounds(value, task, f"{prefix}{name}.")
-        for part in (hint, *typing.get_args(hint)):  # Count, or the Count in Count | None
+        for part in (hint, *typing.get_args(hint)):  # Count, or the Count in Count | None or tuple[Count, ...]
             for bounds in getattr(part, "__metadata__", ()):
-                if isinstance(bounds, Bounds) and value is not None:
+                for x in value if isinstance(value, tuple) else (value,):
+                    if not isinstance(bounds, Bounds) or x is None:
+                        continue
                     low = task.steps if bounds.low is None else bounds.low
-                    if not low <= value <= bounds.high:
+                    if not low <= x <= bounds.high:
                         why = " (an episode)" if bounds.low is None else ""
-                        fail(f"{flag(prefix + name)} must be from {low}{why} to {bounds.high}; got {value}")
+                        fail(f"{flag(prefix + name)} must be from {low}{why} to {bounds.high}; got {x}")
 
 
 def read_context(env_id, pairs):
@@ -299,10 +301,9 @@ def main(cls, train, make_envs, make_agent):
         agent = run.agent
     if args.capture_video:
         contexts = [args.context] if args.context else aib_envs.modes(args.env_id)
-        rewards = []
-        frames = film(make_envs(args, contexts, render_mode="rgb_array"), agent, args.flip_at, rewards=rewards)
+        frames, rewards = film(make_envs(args, contexts, render_mode="rgb_array"), agent, args.flip_at)
         write_gif(directory / "video.gif", frames)
-        print(f"video: {directory / 'video.gif'}{_around_flip(rewards[0], args.flip_at)}")
+        print(f"video: {directory / 'video.gif'}{_around_flip(rewards, args.flip_at)}")
     if run:
         run.close()
 
@@ -1028,20 +1029,21 @@ def in_words(context):
 FRAMES = 200  # pictures of a video, at most
 
 
-def film(envs, agent, flip_at=None, title="", rewards=None):
-    """One rollout of an agent as a list of pictures: uint8 [height, width, 3], environments side by side, without the
-    warm-up. Every picture says task (or `title`), context, time and the return so far. At step `flip_at` the actuators
-    are reversed (or swapped). `rewards`: a list, which gets the rewards, [environments, steps]."""
+def film(envs, agent, flip_at=None, title=""):
+    """One rollout of an agent, without the warm-up. Returns a list of pictures, uint8 [height, width, 3], environments
+    side by side, and the rewards [environments, steps]. Every picture says task (or `title`), context, time and the
+    return so far. At step `flip_at` the actuators are reversed (or swapped)."""
     frames = []
+    rewards = None
 
     def policy(obs, history):
+        nonlocal rewards
+        rewards = history.rewards  # which the rollout fills
         t = history.t
         steps = history.rewards.shape[1]
         if flip_at is not None and t == flip_at:
             for env in envs.envs:
                 env.unwrapped.flip()
-        if t == 0 and rewards is not None:
-            rewards.append(history.rewards)  # which the rollout fills
         if t >= 0 and t % -(-steps // FRAMES) == 0:
             so_far = history.rewards[:, :t].sum(1)
             pictures = zip(envs.envs, so_far, strict=True)
@@ -1049,7 +1051,7 @@ def film(envs, agent, flip_at=None, title="", rewards=None):
         return agent.act(obs, history)
 
     aib_envs.evaluate(envs, policy, agent.window_size, rollouts=1)
-    return frames
+    return frames, rewards
 
 
 def _labelled(env, title, t, so_far):

@@ -14,7 +14,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 COMMANDS = [
     (page.name, command.strip())
     for page in PAGES
-    for command in re.findall(r"(?:^ {4,}|`)(python \w+\.py [^`\n]*)", page.read_text(), re.MULTILINE)
+    for command in re.findall(r"(?:^ {4,}|`)(python (?:relatives/)?\w+\.py [^`\n]*)", page.read_text(), re.MULTILINE)
     if "film_sac" not in command  # the reader's own
 ]
 

@@ -14,7 +14,6 @@ import dmah_sac
 import dmash_sac
 import dr_sac
 import rsac
-from tools.methods import METHODS
 
 CONTEXT, CRITICS = {"encoder", "dynamics"}, {"qf1", "qf2", "qf1_target", "qf2_target"}
 RL = {"actor", "log_alpha", *CRITICS}
@@ -37,18 +36,6 @@ def moved(agent, buffer, steps=4, scale=1.0):
 
 def modules(names):
     return {name.split(".")[0] for name in names}
-
-
-# ------------------------------------------------ the table of methods -----------------------------------------------
-
-
-@pytest.mark.parametrize("method", METHODS.values(), ids=lambda method: method.name)
-def test_a_row_of_the_table_is_what_its_script_says(method):
-    if not (learning.ROOT / method.script).exists():
-        pytest.skip(f"{method.script} is not there")
-    module = learning.script(method.script)
-    args = learning.parse(module, method.flags)
-    assert module.method_name(args) == method.name
 
 
 # ------------------------------------------------------- sizes -------------------------------------------------------

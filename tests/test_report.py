@@ -372,6 +372,8 @@ def test_a_row_in_methods_names_flags(tmp_path, monkeypatch):
     assert {run.method for run in runs} == {"DR", "Big", "Big (batch_size 256)"}
     assert not report.task_claims(runs, "DI", report.own_claims(runs))
     assert "Big: batch_size 512, not 256 (DI); gamma 0.9, not 0.99 (DI)" in report.flag_notes(runs)
+    monkeypatch.setitem(METHODS, "Off", Method("Off", "dr_sac.py", "--no-bootstrap-at-limit"))
+    assert report.defaults_of("Off") == report.DEFAULTS | {"bootstrap_at_limit": False}
 
 
 def test_relatives_have_defaults_of_their_own(tmp_path):

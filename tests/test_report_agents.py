@@ -293,13 +293,15 @@ def test_partners_are_others_of_the_set_in_the_mode_asked_for(env_id):
 
 def test_wrong_z_in_the_report(tmp_path, monkeypatch, short_episodes):
     agents = {"seeing": fresh(dma_sac, "DI"), "blind": fresh(dr_sac, "DI")}
+    agents["signs"] = fresh(dma_sac, "relatives.aib_signs:DI-Signs")
     monkeypatch.setattr(report_agents, "load", lambda path: agents[path.name])
     monkeypatch.setattr(report_agents, "add_agent", lambda *_: None)
     monkeypatch.setattr(report_agents, "adaptation", lambda _: ({"switch": np.zeros(12), "modes": [0.0, 0.0]}, {}))
     report_agents.report([Path(name) for name in agents], tmp_path, rollouts=2)
     found = json.loads((tmp_path / "wrong_z.json").read_text())
     assert set(found) == {"seeing"}
-    assert "blind" in (tmp_path / "agents.md").read_text()  # named, as one that is left out
+    text = (tmp_path / "agents.md").read_text()
+    assert "blind" in text and "signs: " in text  # named, as those that are left out
     assert (tmp_path / "figures" / "DI_wrong_z.png").exists()
     own = found["seeing"]
     assert own["noise"]["0"] == own["window"]["24"] == own["z of"]["own context"]

@@ -196,11 +196,12 @@ def test_verdicts_in_single_tasks():
 
 def test_the_table_at_a_glance():
     (rows,) = PAGE["At a glance"]
-    for row, (key, runs) in itertools.product(rows, MEASURED.items()):
-        if (row["task"], row["steps"]) == (key[0], f"{key[1]:,}") and key[2] in row:
+    shown = {(row["task"], row["steps"]): row for row in rows}
+    for (task, steps, method), runs in MEASURED.items():
+        if method in report.MAIN:
             aer = interquartile([aer["all sets"] for _, aer, _, _ in runs])
-            shown = row[key[2]].replace("(", "").replace(")", "").split()
-            assert float(shown[0]) == pytest.approx(aer, abs=0.501) and int(shown[1]) == len(runs)
+            value, seeds = shown[task, f"{steps:,}"][method].split()
+            assert float(value) == pytest.approx(aer, abs=0.501) and seeds == f"({len(runs)})"
     assert sum(float(row["hours"]) for row in PAGE["Hours"][0][:-1]) == pytest.approx(hours(), abs=0.5)
 
 
@@ -303,6 +304,9 @@ def test_a_placeholder_that_stands_for_nothing_is_named(wrong):
         ("2 < 1", False),
         ("holds = holds", True),
         ("holds = undecided", False),
+        ("3\n< 2", False),
+        ("2 and never < 3", False),
+        ("never < 3", False),
     ],
 )
 def test_words_that_are_no_longer_true_are_named(words, true):
@@ -361,7 +365,7 @@ def test_what_a_change_costs_and_how_far_z_goes():
 
 
 def test_a_z_that_is_not_wrong_earns_what_the_results_say():
-    agents = results_page.wrong_z_of_agents()
+    agents = results_page.of_agents("wrong_z.json")
     runs = {run.name: run for run in results_page.read_results()[0]}
     both = agents.keys() & runs.keys()
     assert both
@@ -370,12 +374,26 @@ def test_a_z_that_is_not_wrong_earns_what_the_results_say():
         assert agents[name]["noise"]["0"] == pytest.approx(first, abs=0.06)
         kept = agents[name]["window"]
         assert agents[name]["noise"]["0"] == agents[name]["z of"]["own context"] == kept[max(kept, key=int)]
-    acting = results_page.actions_of_agents()
+    acting = results_page.of_agents("actions.json")
     for name in acting.keys() & runs.keys():
         first = [rollouts[0] for split in aib_envs.SPLITS for rollouts in runs[name].returns[split]]
         assert np.allclose(acting[name]["returns"]["mean"], first, atol=0.06)
     rows = results_page.wrong_z_table(agents)
-    assert len(rows) == len(agents) and all(row["return"] > row["z of other mode"] for row in rows)
+    assert len(rows) == len(agents) and all(row["return"] > (row["z of other mode"] or 0) for row in rows)
+
+
+def test_adaptation_of_an_agent_with_other_steps_than_its_run_is_not_kept(tmp_path, monkeypatch):
+    (tmp_path / "config.json").write_text(json.dumps({"run": "DI__DR__1__1"}))
+    (tmp_path / "agent.pt").touch()
+    agent = types.SimpleNamespace(task="DI", method="DR", steps=100, agent=object())
+    monkeypatch.setattr(results_page, "RESULTS", tmp_path)
+    monkeypatch.setattr(report_agents, "load", lambda path: agent)
+    monkeypatch.setattr(report_agents, "adaptation", lambda agent: ({"usual": np.ones(2), "modes": 0}, {}))
+    for steps in (50, 100):
+        results_page.roll_out(
+            [types.SimpleNamespace(name="DI__DR__1__1", task="DI", steps=steps, directory=tmp_path)], [tmp_path]
+        )
+        assert (tmp_path / "adaptation.json").exists() == (steps == 100)
 
 
 def test_an_agent_is_rolled_out_once_and_again_when_it_has_been_trained_on(tmp_path, monkeypatch):
@@ -397,7 +415,7 @@ def test_an_agent_is_rolled_out_once_and_again_when_it_has_been_trained_on(tmp_p
         results_page.roll_out([], [tmp_path / "runs"])
         assert calls == expected
         calls.clear()
-    (own,) = results_page.wrong_z_of_agents().values()
+    (own,) = results_page.of_agents("wrong_z.json").values()
     assert own["steps"] == 200 and own["noise"] == {"0": 7.0}
     del trained.agent.encoder, trained.agent.log_alpha  # an agent that plans
     trained.steps = 300

@@ -68,7 +68,7 @@ def test_every_loss_of_a_gradient_step_sees_the_same_masked_window():
         assert torch.equal(masked[~hidden], part[~hidden]) and 0.3 < hidden.float().mean() < 0.7
 
 
-@pytest.mark.parametrize("name", ["infer_for_q", "infer_for_q_target", "infer_for_actor"])
+@pytest.mark.parametrize("name", ENCODERS)
 def test_the_loss_of_the_q_functions_depends_on_each_encoder(name):
     batch = learning.learner(rsac)[1].sample(32)
 

@@ -338,13 +338,19 @@ def test_bounds_stand_at_the_field(capsys):
         free: float = 100.0
         warm: aib_run.EpisodeOrMore = 1000
         inner: Inner = dataclasses.field(default_factory=Inner)
+        betas: tuple[aib_run.Fraction, aib_run.Fraction] = (0.9, 0.99)
 
     assert aib_run.parse_args(Bounded, ["--beta", "9", "--free", "-3", "--inner.rate", "-1"]).free == -3
     assert aib_run.parse_args(Bounded, ["--env-id", "DI", "--warm", "100"]).warm == 100
-    for flags in (["--beta", "11"], ["--env-id", "DI", "--warm", "99"], ["--env-id", "ODE", "--warm", "199"]):
+    for name, *flags in (
+        ["--beta", "--beta", "11"],
+        ["--warm", "--env-id", "DI", "--warm", "99"],
+        ["--warm", "--env-id", "ODE", "--warm", "199"],
+        ["--betas", "--betas", "0.5", "2"],
+    ):
         with pytest.raises(SystemExit) as stop:
             aib_run.parse_args(Bounded, flags)
-        assert stop.value.code == 2 and flags[-2] in capsys.readouterr().err
+        assert stop.value.code == 2 and f"{name} must be" in capsys.readouterr().err
 
 
 @pytest.fixture
@@ -781,9 +787,8 @@ def red(frame, left=0):
 def test_the_film_says_when_actuators_are_reversed():
     agent = type("Still", (), {"window_size": 24, "act": lambda self, obs, history: np.zeros((len(obs), 2))})()
     envs = aib_envs.make_vec("DI", aib_envs.modes("DI"), render_mode="rgb_array")
-    rewards = []
-    frames = aib_run.film(envs, agent, flip_at=40, rewards=rewards)
-    assert rewards[0].shape == (2, 100)
+    frames, rewards = aib_run.film(envs, agent, flip_at=40)
+    assert rewards.shape == (2, 100)
     assert len(frames) == 100 and frames[0].shape == (292, 640, 3) and frames[0].dtype == np.uint8
     assert [red(frame) for frame in frames] == [t < 40 for t in range(100)]  # the left one begins reversed
     assert [red(frame, 320) for frame in frames] == [t >= 40 for t in range(100)]

@@ -368,7 +368,8 @@ def defaults_of(method):
     words = next((row.flags.replace("=", " ").split() for row in METHODS.values() if row.label == method), [])
     given = dict(itertools.pairwise(words))
     found = {name: given.get(f"--{name.replace('_', '-')}") for name in DEFAULTS}
-    return DEFAULTS | {name: float(text.replace("_", "")) for name, text in found.items() if text}
+    off = {name: False for name in DEFAULTS if f"--no-{name.replace('_', '-')}" in words}
+    return DEFAULTS | off | {name: float(text.replace("_", "")) for name, text in found.items() if text}
 
 
 def apart(script):

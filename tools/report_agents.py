@@ -237,6 +237,11 @@ def mode_of(task):
     return dimension.key if dimension else None
 
 
+def has_several_signs(task):
+    """Has it more than one dimension with two values? What follows is about one."""
+    return len(aib_envs.modes(task)) > 2
+
+
 def pairs_of(task, count):
     """`count` values of the first continuous dimension from the training range, each in both modes: one after the
     other, so that environment i ^ 1 is the other mode of i."""
@@ -379,7 +384,8 @@ class Episodes:
         self.agent, steps = trained.agent, aib_envs.get_task(trained.task).steps
         encoder = encoder_of(self.agent)
         z, kept, predictions, rng = [], [], [], np.random.default_rng(0)
-        hooks = [encoder.register_forward_hook(lambda module, inputs, output: z.append(output))] if encoder else []
+        remember = lambda module, inputs, output: z.append(output)  # returns None: changes nothing
+        hook = encoder.register_forward_hook(remember) if encoder else contextlib.nullcontext()
 
         def policy(obs, history):
             actions = self.agent.act(obs, history)
@@ -393,12 +399,9 @@ class Episodes:
             return actions
 
         envs = trained.make_envs(contexts)
-        try:
+        with hook:
             returns, _ = aib_envs.evaluate(envs, policy, self.agent.window_size, 1)
-        finally:
-            for hook in hooks:
-                hook.remove()
-            envs.close()
+        envs.close()
         self.returns = returns[:, 0]
         obs, actions = (np.stack(part, axis=1)[:, -steps:] for part in zip(*kept, strict=True))
         self.obs, self.actions = obs[:, :-1], actions[:, :-1]
@@ -438,12 +441,9 @@ def returns_with(trained, contexts, rollouts=1, change=lambda z: z, length=None)
     def policy(obs, history):
         return agent.act(obs, ShortWindow(history, length))
 
-    hook = encoder_of(agent).register_forward_hook(lambda encoder, window, z: change(z))
-    try:
+    with encoder_of(agent).register_forward_hook(lambda encoder, window, z: change(z)):
         returns, _ = aib_envs.evaluate(envs, policy, agent.window_size, rollouts)
-    finally:
-        hook.remove()
-        envs.close()
+    envs.close()
     return returns
 
 
@@ -565,9 +565,8 @@ def wrong_z_figure(results, task):
 # --------------------------------------------------- Kinds of actions ------------------------------------------------
 
 
-@contextlib.contextmanager
 def sampling(agent):
-    """Within it the agent's policy samples its actions in evaluation, as it does in training; its encoder does not."""
+    """With it the agent's policy samples its actions in evaluation, as it does in training; its encoder does not."""
     generator = torch.Generator().manual_seed(0)
 
     def sample(actor, inputs, output):
@@ -575,11 +574,7 @@ def sampling(agent):
         noise = torch.randn(mean.shape, generator=generator).to(mean.device)
         return mean + log_std.exp() * noise, log_std
 
-    hook = agent.actor.register_forward_hook(sample)
-    try:
-        yield
-    finally:
-        hook.remove()
+    return agent.actor.register_forward_hook(sample)
 
 
 NOISY = 0.05  # standard deviation of the noise on actions, which lie in [-1, 1]
@@ -595,9 +590,8 @@ def kinds_of_actions(trained):
         found["sampled"] = play()
     if encoder_of(trained.agent):
         z = found["sampled"].z.mean(1)
-        hook = encoder_of(trained.agent).register_forward_hook(lambda *now: torch.from_numpy(z).to(now[2].device))
-        found["fixed z"] = play()
-        hook.remove()
+        with encoder_of(trained.agent).register_forward_hook(lambda *now: torch.from_numpy(z).to(now[2].device)):
+            found["fixed z"] = play()
     return found
 
 
@@ -823,8 +817,12 @@ def add_wrong_z(page, task, agents, rollouts, rows):
 
 def report(directories, out, rollouts=1):
     """Everything that `python tools/report_agents.py` writes. `rollouts`: of each context, for every wrong z."""
-    problems = []
-    agents = load_all(directories, problems)
+    agents, problems = [], []
+    for directory, trained in load_all(directories, problems):
+        if has_several_signs(trained.task):
+            problems.append(f"{directory}: a task with several signs is for tools/report_modes.py")
+        else:
+            agents.append((directory, trained))
     tell(problems)
     if not agents:
         fail("no agents, nothing is written")

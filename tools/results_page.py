@@ -99,12 +99,11 @@ class Values:
     def paper_score(self, kind, method, split="all sets"):
         return report.paper_score(kind, method, split)
 
-    def claim(self, one, other, where, split="all sets"):
-        """The row of a table of verdicts; `where`: a task, or a kind of tasks."""
-        rows = report.pooled_claims(self.all) if where in report.KINDS else report.task_claims(self.all, where)
-        found = {(row["claim"], row.get("kind", where), row["set"]): row for row in rows}
+    def claim(self, one, other, kind, split="all sets"):
+        """The row of the table of verdicts over tasks of a kind."""
         name = next(str(claim) for claim in report.CLAIMS if (claim.one, claim.other) == (one, other))
-        return found[name, where, split]
+        found = {(row["claim"], row["kind"], row["set"]): row for row in report.pooled_claims(self.all)}
+        return found[name, kind, split]
 
     def verdict(self, *claim):
         return self.claim(*claim)["verdict"]
@@ -150,12 +149,16 @@ class Values:
 
     def wrong_z(self, task, method, part, key):
         """The mean return in all contexts when z is wrong, as in {wrong_z DI, DMA*-SH, noise, 1}, of each agent."""
-        own = [agent for agent in wrong_z_of_agents().values() if (agent["task"], agent["method"]) == (task, method)]
+        own = [
+            agent for agent in of_agents("wrong_z.json").values() if (agent["task"], agent["method"]) == (task, method)
+        ]
         return listed([f"{agent[part][key]:.0f}" for agent in own])
 
     def acts(self, task, method, kind):
         """The mean return in all contexts with a kind of actions, as in {acts Cartpole, DMA*-SH, noisy}, by agent."""
-        own = [agent for agent in actions_of_agents().values() if (agent["task"], agent["method"]) == (task, method)]
+        own = [
+            agent for agent in of_agents("actions.json").values() if (agent["task"], agent["method"]) == (task, method)
+        ]
         return listed([f"{np.mean(agent['returns'][kind]):.0f}" for agent in own])
 
     def hours(self, *where):
@@ -182,7 +185,7 @@ def fill(text, values):
         name, _, arguments = match[1].partition(" ")
         try:
             found = getattr(values, name)(*[word.strip() for word in arguments.split(",") if word.strip()])
-        except (AttributeError, LookupError, StopIteration, TypeError) as error:
+        except (AttributeError, LookupError, StopIteration, TypeError, ValueError) as error:
             raise LookupError(f"{match[0]} stands for nothing ({error})") from error
         return found
 
@@ -194,12 +197,16 @@ def check(text, problems):
     numbers left of a < must be below all right of it. (= compares words.) One that is no longer true is named."""
 
     def judge(match):
-        sides = re.split(" < | = ", match[1])
-        if " = " in match[1]:
-            true = len(set(sides)) == 1
-        else:
-            sides = [[float(number.replace(",", "")) for number in re.findall(r"-?[\d.,]*\d", side)] for side in sides]
-            true = all(max(low) < min(high) for low, high in itertools.pairwise(sides))
+        words = " ".join(match[1].split())
+        sides = re.split(" < | = ", words)
+        try:
+            if " = " in words:
+                true = len(set(sides)) == 1
+            else:
+                sides = [[float(x.replace(",", "")) for x in re.split(",? and |, | ", side)] for side in sides]
+                true = all(max(low) < min(high) for low, high in itertools.pairwise(sides))
+        except ValueError:  # a word where a number should be
+            true = False
         if not true:
             problems.append(f"no longer true: {match[1]}")
         return ""
@@ -220,22 +227,24 @@ def paragraphs(text):
 def roll_out(runs, directories):
     """Rolls the agents in `directories` out that have not been yet, or have been trained on since: the runs' files
     adaptation.json, and wrong_z.json and actions.json in results/."""
-    found = [path for path in report.find_runs(directories, []) if (path / "agent.pt").exists()]
-    agents = {json.loads((path / "config.json").read_text())["run"]: path for path in found}
+    problems = []
+    found = [path for path in report.find_runs(directories, problems) if (path / "agent.pt").exists()]
+    report.tell(problems)
+    names = {path: json.loads((path / "config.json").read_text())["run"] for path in found}
+    agents = {name: report_agents.load(path) for path, name in names.items()}
+    agents = {name: agent for name, agent in agents.items() if not report_agents.has_several_signs(agent.task)}
     rounded = lambda part: {kind: np.round(x, 3).tolist() for kind, x in part.items()}
     for run in runs:
-        known = adaptation_of(run)
-        if not report.binary(run.task) or run.name not in agents or known:
+        agent = agents.get(run.name)
+        if not report.binary(run.task) or not agent or agent.steps != run.steps or adaptation_of(run):
             continue
         print(f"{run.name}: rolls out its agent", file=sys.stderr)
-        trained = report_agents.load(agents[run.name])
-        rewards, moved = report_agents.adaptation(trained)
+        rewards, moved = report_agents.adaptation(agent)
         rewards.pop("modes")
         found = {"steps": run.steps, "rewards": rounded(rewards), "moved": rounded(moved)}
         report.write(run.directory / "adaptation.json", json.dumps(found) + "\n")
-    trained = {name: report_agents.load(path) for name, path in agents.items()}
-    known = wrong_z_of_agents()
-    for name, agent in trained.items():
+    known = of_agents("wrong_z.json")
+    for name, agent in agents.items():
         if known.get(name, {}).get("steps") == agent.steps or not report_agents.encoder_of(agent.agent):
             continue
         print(f"{name}: is told a wrong z", file=sys.stderr)
@@ -243,8 +252,8 @@ def roll_out(runs, directories):
         means = {part: {key: round(x.mean(), 1) for key, x in group.items()} for part, group in found.items()}
         known[name] = {"task": agent.task, "method": agent.method, "steps": agent.steps} | means
         report.write(RESULTS / "wrong_z.json", json.dumps(known, indent=1) + "\n")
-    known = actions_of_agents()
-    for name, agent in trained.items():
+    known = of_agents("actions.json")
+    for name, agent in agents.items():
         if known.get(name, {}).get("steps") == agent.steps or not hasattr(agent.agent, "log_alpha"):
             continue
         print(f"{name}: acts in other ways", file=sys.stderr)
@@ -301,9 +310,9 @@ def add_adaptation(page, runs):
             page.figure(heading, f"{task}_adaptation", figure, f"Reward and embedding on {task} after a change")
 
 
-def wrong_z_of_agents():
-    """{run: its task, method, steps, and the mean return under each wrong z, as report_agents.wrong_z names them}."""
-    path = RESULTS / "wrong_z.json"
+def of_agents(name):
+    """results/`name` (wrong_z.json, actions.json): {run: its task, method, steps, and what report_agents has found}."""
+    path = RESULTS / name
     return json.loads(path.read_text()) if path.exists() else {}
 
 
@@ -327,7 +336,7 @@ def wrong_z_table(agents):
 
 def add_wrong_z(page):
     heading = "How wrong may z be"
-    agents = wrong_z_of_agents()
+    agents = of_agents("wrong_z.json")
     page.text(heading, "")
     page.table(heading, "wrong_z", wrong_z_table(agents))
     number = {"noise": float, "window": int, "z of": str}
@@ -340,13 +349,6 @@ def add_wrong_z(page):
         results.sort(key=lambda pair: report.rank(pair[0]))
         figure = report_agents.wrong_z_figure(results, task)
         page.figure(heading, f"{task}_wrong_z", figure, f"Return on {task} when z is wrong")
-
-
-def actions_of_agents():
-    """{run: its task, method, steps, returns [60] of each kind of actions, and rows about calm windows, as
-    report_agents.kinds_of_actions and calm_rows give them}."""
-    path = RESULTS / "actions.json"
-    return json.loads(path.read_text()) if path.exists() else {}
 
 
 def actions_table(agents):
@@ -377,7 +379,7 @@ def calm_table(agents, task):
 
 def add_actions(page):
     heading = "Calm windows"
-    agents = actions_of_agents()
+    agents = of_agents("actions.json")
     page.text(heading, "")
     page.table(heading, "actions", actions_table(agents))
     page.table(heading, "calm_windows", calm_table(agents, "Cartpole"))

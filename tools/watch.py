@@ -39,7 +39,8 @@ def main(args):
         aib_run.check_args(run_args)
         envs = make_envs(run_args, [run_args.context or {}], render_mode="rgb_array")
         title = aib_run.any_config(directory)["method"].replace("DMAstar", "DMA*")
-        films.append(aib_run.film(envs, agent, args.flip_at, title))
+        frames, _ = aib_run.film(envs, agent, args.flip_at, title)
+        films.append(frames)
     try:
         aib_run.write_gif(Path(args.out), [np.hstack(pictures) for pictures in zip(*films, strict=True)])
     except OSError as error:
