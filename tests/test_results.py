@@ -304,6 +304,7 @@ def test_a_placeholder_that_stands_for_nothing_is_named(wrong):
         ("2 < 1", False),
         ("holds = holds", True),
         ("holds = undecided", False),
+        ("2\n< 3", True),
         ("3\n< 2", False),
         ("2 and never < 3", False),
         ("never < 3", False),
