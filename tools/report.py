@@ -949,7 +949,8 @@ cell holds the interquartile mean over seeds and its 95 % bootstrap interval; of
 values. (Of three or four seeds the interval is their range, and covers less than 95 %.) Steps are vector steps, one in
 each of the 20 training contexts.""",
     "better": """*Better of the last two*: the higher of the last two evaluations, each set separately, over all sets;
-this is what the authors' code reports.""",
+this is what the authors' code reports. The last but one has one start for each context, the last has ten: where the one
+is an easy start, this column gains from it.""",
     "worse mode": """*Worse mode*: for each seed, the return in training contexts with one sort of actuators, in percent
 of that with the other sort (-: next to nothing in both).""",
     "stuck": """*Stuck* (ODE): the share of rollouts that end with 60 of 200 or less.""",
