@@ -560,7 +560,9 @@ def test_tasks_over_which_methods_are_compared():
     kinds = lambda runs: [kind for kind, *_ in report.blocks(runs)]
     one = runs_of("DI-Friction", 50_000, DR=[1], DMA_SH=[1])
     assert "all" not in kinds(half + one)
-    assert "all" in kinds(half + one + runs_of("BallInCup", 100_000, DR=[1], DMA_SH=[1]))
+    two = runs_of("DI-Friction", 50_000, DR=[1], DA=[1], DMA_SH=[1]) + runs_of("BallInCup", 100_000, DR=[1], DMA_SH=[1])
+    of_all = [methods for kind, _, methods, _ in report.blocks(half + two) if kind == "all"]
+    assert of_all == [["DR", "DMA*-SH"]]  # DA has one overlapping task only
     assert not list(report.blocks(full + runs_of("ODE-2", 100_000, DR=[1], DMA_SH=[1])))  # not the benchmark's
 
 

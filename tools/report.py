@@ -620,14 +620,14 @@ def blocks(runs):
     shares = sorted({run.training() for run in runs})
     for share, kind in itertools.product(shares, [*KINDS, "all"]):
         own = [run for run in of_kind(runs, kind) if run.training() == share]
-        of_kinds = collections.Counter(aib_envs.get_task(task).overlap for task in tasks_of(own))
-        if kind == "all" and min(of_kinds[overlap] for overlap in KINDS.values()) < 2:
-            continue  # nearly the same as one of the kinds
         have = {task: frozenset(run.method for run in own if run.task == task) for task in tasks_of(own)}
         candidates = {a & b for a, b in itertools.product(have.values(), repeat=2)}
         for methods in sorted(candidates, key=lambda methods: (-len(methods), sorted(methods))):
             tasks = [task for task in have if methods <= have[task]]
             larger = any(methods < other and all(other <= have[task] for task in tasks) for other in candidates)
+            overlapping = sum(aib_envs.get_task(task).overlap for task in tasks)
+            if kind == "all" and min(overlapping, len(tasks) - overlapping) < 2:
+                continue  # nearly the same as one of the kinds
             if len(tasks) > 1 and len(methods) > 1 and not larger:
                 yield kind, own, sorted(methods, key=rank), tasks
 
