@@ -246,15 +246,20 @@ def _check_bounds(args, task, prefix=""):
         value = getattr(args, name)
         if dataclasses.is_dataclass(value):
             _check_bounds(value, task, f"{prefix}{name}.")
-        for part in (hint, *typing.get_args(hint)):  # Count, or the Count in Count | None or tuple[Count, ...]
+        numbers = value if isinstance(value, tuple) else (value,)
+        for part in (hint, *typing.get_args(hint)):  # Count, or the Count in Count | None and in tuple[Count, ...]
             for bounds in getattr(part, "__metadata__", ()):
-                for x in value if isinstance(value, tuple) else (value,):
-                    if not isinstance(bounds, Bounds) or x is None:
-                        continue
-                    low = task.steps if bounds.low is None else bounds.low
-                    if not low <= x <= bounds.high:
-                        why = " (an episode)" if bounds.low is None else ""
-                        fail(f"{flag(prefix + name)} must be from {low}{why} to {bounds.high}; got {x}")
+                if isinstance(bounds, Bounds):
+                    _check_numbers(flag(prefix + name), numbers, bounds, task)
+
+
+def _check_numbers(name, numbers, bounds, task):
+    """Ends the program with one line if a number of the flag `name` is outside `bounds`; None is inside."""
+    low = task.steps if bounds.low is None else bounds.low
+    for x in numbers:
+        if x is not None and not low <= x <= bounds.high:
+            why = " (an episode)" if bounds.low is None else ""
+            fail(f"{name} must be from {low}{why} to {bounds.high}; got {x}")
 
 
 def read_context(env_id, pairs):
