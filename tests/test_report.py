@@ -73,8 +73,8 @@ def test_report_of_known_numbers(tmp_path):
         ("Concat", "2,000", "1"),
         ("doing nothing", "", ""),
     ]
-    assert [row["train"] for row in rows] == ["5.0 [4.0, 6.0]", "30.0", "50.0 [40.0, 60.0]", "20.0", "0.0"]
-    assert rows[2]["all sets"] == "51.0 [41.0, 61.0]"
+    assert [row["train"] for row in rows] == ["4.0, 5.0, 6.0", "30.0", "40.0, 50.0, 60.0", "20.0", "0.0"]
+    assert rows[2]["all sets"] == "41.0, 51.0, 61.0"
     pooled = {row["method"]: row for row in table(out / "tables" / "over_tasks_1.csv")}
     assert list(pooled) == ["DR", "DMA*-SH"] and pooled["DR"]["seeds"] == "3, 1"
     # the middle half of 41 51 61 86 86 86, one task as heavy as the other
@@ -455,10 +455,20 @@ def test_terminal_time_limits_never_stand_under_a_plain_name(script, tmp_path):
     assert {run.method for run in read(tmp_path)[0]} == {"Mine (bootstrap_at_limit False)"}
 
 
-def test_the_file_of_a_table_has_its_hidden_columns(tmp_path):
+def test_claims_have_a_line_each_on_the_page_and_all_numbers_in_the_file(tmp_path):
     page = report.Page(tmp_path, "figures")
-    page.table("Verdicts", "verdicts", [{"claim": "one", "kind": "overlapping"}], hidden=["kind"])
-    assert "overlapping" not in page.render("") and page.tables["verdicts"][0]["kind"] == "overlapping"
+    runs = runs_of("DI", DR=[10, 20, 30, 10, 20], DMA_SH=[60, 70, 80, 60, 70])
+    report.add_verdicts(page, "Verdicts", "verdicts", report.task_claims(runs, "DI"))
+    assert page.render("").count("| DR fails") == 1
+    assert [row["set"] for row in page.tables["verdicts"]] == ["all sets", "eval-out"]
+    (line,) = report.side_by_side(page.tables["verdicts"])
+    assert (line["seeds"], line["all sets"]) == ("5/5", "holds: 63.3 and 13.3, P 1.00, p 0.004 -> 0.008")
+
+
+def test_a_cell_has_every_seed_or_from_five_on_an_interval():
+    assert report.cell([3, 1, 90, 2]) == "3.0, 1.0, 90.0, 2.0"
+    value, low, high = (float(x.strip("[],")) for x in report.cell([5, 1, 90, 2, 4]).split())
+    assert value == round(11 / 3, 1) and 1 <= low < value < high <= 90
 
 
 def test_aer_and_the_better_of_the_last_two():

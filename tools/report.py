@@ -472,11 +472,11 @@ def aers(runs, split):
 
 
 def cell(values):
-    """Interquartile mean and interval, or the values themselves where they are too few for one."""
-    bounds = stats.interval([np.array(values)], stats.iqm)
-    if not bounds:
+    """The value of each seed; from five seeds on the interquartile mean and its interval."""
+    if len(values) < 5:
         return ", ".join(f"{value:.1f}" for value in values)
-    return f"{stats.iqm(values):.1f} [{bounds[0]:.1f}, {bounds[1]:.1f}]"
+    low, high = stats.interval([np.array(values)], stats.iqm)
+    return f"{stats.iqm(values):.1f} [{low:.1f}, {high:.1f}]"
 
 
 def with_interval(groups, statistic, sign=""):
@@ -522,6 +522,8 @@ def extra_columns(runs):
         shares, means = zip(*map(stuck, runs), strict=True)
         found["stuck"] = ", ".join(f"{100 * share:.1f} %" for share in shares)
         found["mean of the others"] = ", ".join(f"{mean:.0f}" for mean in means)
+    if runs[0].script in RELATIVES:
+        found["steps of all environments"] = f"{runs[0].metrics[-1]['env_steps']:,}"
     taught = [run for run in runs if run.experts]
     if taught:
         found["its experts, train"] = cell([np.mean(run.experts) for run in taught])
@@ -945,9 +947,8 @@ ABOUT_OVERVIEW = "All sets together, interquartile mean over seeds (number of se
 # {start of a column's name: what is said where a table has such a column}
 ABOUT = {
     "train": """AER: average episodic return over the 20 contexts of a set and the rollouts of the last evaluation. A
-cell holds the interquartile mean over seeds and its 95 % bootstrap interval; of fewer than three seeds, their own
-values. (Of three or four seeds the interval is their range, and covers less than 95 %.) Steps are vector steps, one in
-each of the 20 training contexts.""",
+cell has the value of each seed; from five seeds on, the interquartile mean and its 95 % bootstrap interval. Steps are
+vector steps, one in each of the 20 training contexts.""",
     "better": """*Better of the last two*: the higher of the last two evaluations, each set separately, over all sets;
 this is what the authors' code reports. The last but one has one start for each context, the last has ten: where the one
 is an easy start, this column gains from it.""",
@@ -961,14 +962,18 @@ ABOUT_OVER_TASKS = """AER divided by the bounds of the task's returns. Each tabl
 all its methods, after the same share of the task's training. Every task has the same weight. IQM is the interquartile
 mean over tasks and seeds, as in the paper: it leaves out the worst and the best quarter, which of four tasks is about
 one task each, and not the same one for every method. The plain mean counts everything. The paper's numbers are of all
-its tasks of the kind. Intervals are shown from three seeds a task on.
+its tasks of the kind. 95 % bootstrap intervals are shown from three seeds a task on; of three seeds they are too
+narrow (in a simulation they covered some 85 %).
 """
-ABOUT_VERDICTS = """P: the share of pairs of runs, one of each method, of which the claim is true, averaged over tasks.
-p: if the two methods were the same, the share of all ways to deal out the runs to them that give such a P or more
-(exact, one-sided; for one task Mann and Whitney's test). *Holm of n*: p corrected for the n questions of its table,
-which are those that so many seeds can decide at all. A claim *holds* if that is at most 0.05, and *does not hold* if
-that is so of the opposite claim. Three seeds against three reach p = 0.05 at best, so a single task needs about five to
-decide.
+ABOUT_VERDICTS = """A verdict stands before its numbers: the difference of mean scores (in single tasks both AER), P,
+and p -> p after Holm's correction.
+
+- P: the share of pairs of runs, one of each method, of which the claim is true, averaged over tasks.
+- p: if the two methods were the same (DR: if it earned exactly that share), how often so clear a result would come
+  about by chance. Exact and one-sided: each task's runs are dealt out to the methods in all ways (Mann and Whitney).
+- Holm: p is corrected for the number of questions in the table. Those that so few seeds cannot decide are not counted.
+- A claim *holds* if the corrected p is at most 0.05, and *does not hold* if that is so of the opposite claim. Three
+  seeds against three reach p = 0.05 at best, so a single task needs about five to decide.
 """
 
 
@@ -1013,11 +1018,11 @@ class Page:
     def text(self, heading, text):
         self.sections.setdefault(heading, []).append(text)
 
-    def table(self, heading, name, rows, hidden=()):
-        """`hidden`: columns that only the table's file has."""
+    def table(self, heading, name, rows, shown=None):
+        """`shown`: what the page shows of the table if that is less than its file has."""
         if rows:
             self.tables[name] = rows
-            self.text(heading, markdown(without(rows, hidden)))
+            self.text(heading, markdown(shown or rows))
 
     def figure(self, heading, name, figure, alt):
         for kind in self.kinds:
@@ -1049,17 +1054,25 @@ def add_explanations(page):
 
 
 def add_verdicts(page, heading, name, rows):
-    """The table of what can be decided, a line for what is the same in all its rows, and one for what cannot."""
+    """A line for each claim that can be decided, a sentence for those that cannot. The table's file has all numbers."""
     few = [row for row in rows if row["verdict"] == "too few seeds"]
     rows = [row for row in rows if row not in few]
-    values = {key: {row[key] for row in rows if key in row} for key in ("kind", "training")}
-    same = {key: found.pop() for key, found in values.items() if len(found) == 1}
-    page.table(heading, name, rows, hidden=same)
-    if same:
-        page.text(heading, f"In all rows: {', '.join(f'{key} {value}' for key, value in same.items())}.\n")
+    page.table(heading, name, rows, shown=side_by_side(rows))
     if few:
         claims = "; ".join(dict.fromkeys(f"{row['claim']} ({row['seeds']})" for row in few))
         page.text(heading, f"Too few seeds to decide: {claims}.\n".replace("*", "\\*"))
+
+
+def side_by_side(rows):
+    """Rows of claims with their sets beside each other: {what is the same of both, all sets: cell, eval-out: cell}."""
+    found = {}
+    for row in rows:
+        about = {name: row[name] for name in ("claim", "kind", "training", "tasks", "steps", "seeds") if name in row}
+        line = found.setdefault(tuple(about.values()), about)
+        (holm,) = [value for name, value in row.items() if name.startswith("p, Holm")]
+        compared = row.get("of means") or row["AER"]
+        line[row["set"]] = f"{row['verdict']}: {compared}, P {row['P']}, p {row['p']} -> {holm}"
+    return even(list(found.values()))
 
 
 def add_own_verdicts(page, heading, name, rows):

@@ -1,13 +1,13 @@
-"""Makes RESULTS.md, results/relatives.md and results/figures from what is in results/.
+"""Makes RESULTS.md, results/agents.md, results/relatives.md and results/figures from what is in results/.
 
     python tools/report.py --collect results/runs runs/    puts finished runs into results/
-    python tools/results_page.py                           both pages, and the table in README.md
+    python tools/results_page.py                           the pages, and the table in README.md
     python tools/results_page.py --agents runs/            the same, after agents that are new have been rolled out
 
-The pages are tools/report.py's report on results/runs, with more sections, and with the paragraphs of results/text.md
-and results/text_relatives.md under their headings. Numbers in these are placeholders such as {aer DI, DMA*-SH,
-eval-out}, see `Values`; and comments such as <!-- check: {aer DI, DMA*} < {aer DI, DMA*-SH} --> tell when words are no
-longer true, see `check`.
+RESULTS.md is tools/report.py's report on results/runs, agents.md is about single trained agents, relatives.md about
+relatives/. Under their headings stand the paragraphs of results/text.md, text_agents.md and text_relatives.md. Numbers
+in these are placeholders such as {aer DI, DMA*-SH, eval-out}, see `Values`; and comments such as
+<!-- check: {aer DI, DMA*} < {aer DI, DMA*-SH} --> tell when words are no longer true, see `check`.
 """
 
 import argparse
@@ -25,6 +25,7 @@ import report_agents
 import stats
 from report import OURS, RESULTS, ROOT, SPLITS
 
+SHOWN = "DI", "Cartpole", "Cheetah"  # tasks whose figures of adaptation are in RESULTS.md
 ADAPTING = "Concat", "DMA", "DMA*", OURS  # whose adaptation is in the table
 LESS = "better of the last two", "worse mode"  # columns that are not for relatives
 
@@ -60,6 +61,11 @@ class Values:
     def seeds(self, task, method, split="all sets"):
         """Of each seed."""
         return listed([f"{run.aer(split):.0f}" for run in self.own(task, method)])
+
+    def share(self, task, method, split="all sets"):
+        """Of what DMA*-SH earns, in percent."""
+        ours = np.mean(report.aers(self.own(task, OURS), split))
+        return f"{100 * np.mean(report.aers(self.own(task, method), split)) / ours:.0f}"
 
     def better(self, task, method):
         """The better of the last two evaluations, all sets."""
@@ -130,11 +136,14 @@ class Values:
     def back(self, task, method):
         """After how many steps the reward is back at 90 % after a change, of each seed."""
         rows = [report_agents.recovery_rows(task, "", adaptation_of(run)[0])[0] for run in self.own(task, method)]
-        return listed([str(row["steps to 90 %"]) for row in rows])
+        return listed([in_table(row["steps to 90 %"]) for row in rows])
 
     def lost(self, task, method, kind="switch"):
-        """What share of the reward a change costs at worst, in percent, of each seed; `usual`: without a change."""
-        levels = [report_agents.recovery(adaptation_of(run)[0][kind])[:2] for run in self.own(task, method)]
+        """What share of the reward a change costs at worst, in percent, of each seed that masters both modes; `usual`:
+        without a change."""
+        found = [adaptation_of(run)[0] for run in self.own(task, method)]
+        found = [rewards for rewards in found if report_agents.masters_both(rewards["modes"])]
+        levels = [report_agents.recovery(rewards[kind])[:2] for rewards in found]
         return listed([f"{100 - 100 * lowest / level:.0f}" for level, lowest in levels])
 
     def moved(self, task, method, steps):
@@ -278,6 +287,11 @@ def adaptation_of(run):
     return rewards, as_arrays(found["moved"])
 
 
+def in_table(steps):
+    """Steps to 90 % in words as short as a table needs."""
+    return str(steps).replace("not in the episode", "never")
+
+
 def adaptation_table(runs):
     """A row for each task and method of `ADAPTING`, with its runs that master both modes, in the order of seeds."""
     rows = []
@@ -292,17 +306,16 @@ def adaptation_table(runs):
             for place, name in enumerate(("change", "foreign window")):
                 kinds = [kinds[place] for kinds in found if len(kinds) > place]
                 row[f"lowest after {name}"] = ", ".join(kind["lowest after"] for kind in kinds)
-                back = [str(kind["steps to 90 %"]).replace("not in the episode", "never") for kind in kinds]
-                row[f"steps to 90 % after {name}"] = ", ".join(back)
+                row[f"steps to 90 % after {name}"] = ", ".join(in_table(kind["steps to 90 %"]) for kind in kinds)
             rows.append(row)
     return rows
 
 
-def add_adaptation(page, runs):
+def add_adaptation(page, runs, tasks):
+    """Figures of what a change inside an episode does, of those of `tasks` that have them."""
     heading = "Adaptation inside an episode"
     page.text(heading, "")
-    page.table(heading, "adaptation", adaptation_table(runs))
-    for task in report.tasks_of(runs):
+    for task in tasks:
         found = [(run, adaptation_of(run)) for run in report.main_runs(runs, task)]
         results = [(run.method, *both) for run, both in found if both]
         if any(moved for _, _, moved in results):
@@ -402,6 +415,16 @@ def read_results():
     return runs, relatives, held_out, failed, [*problems, *more, *rest]
 
 
+def make_agents_page(runs, figures):
+    """The page about single trained agents, without the paragraphs."""
+    page = report.Page(figures, "figures", kinds=("png",))
+    add_adaptation(page, runs, [task for task in report.tasks_of(runs) if task not in SHOWN])
+    page.table("Adaptation inside an episode", "adaptation", adaptation_table(runs))
+    add_wrong_z(page)
+    add_actions(page)
+    return page
+
+
 def make_relatives_page(relatives, held_out, figures):
     """The page of the relatives, without the paragraphs."""
     page = report.Page(figures, "figures", kinds=("png",))
@@ -422,13 +445,13 @@ def make_relatives_page(relatives, held_out, figures):
 
 
 def claims_table(runs):
-    """A row for each claim and set, a column for each task: P, p, and the seeds of both methods."""
+    """A row for each claim and set, a column for each task: P and p. Empty where too few seeds could not decide."""
     rows = {}
     for task in report.tasks_of(runs):
         for found in report.task_claims(report.main_runs(runs, task), task):
-            row = rows.setdefault((found["claim"], found["set"]), {"claim": found["claim"], "set": found["set"]})
-            p = "" if found["verdict"] == "too few seeds" else f", p {found['p']}"
-            row[task] = f"{found['P']}{p} ({found['seeds']})"
+            if found["verdict"] != "too few seeds":
+                row = rows.setdefault((found["claim"], found["set"]), {"claim": found["claim"], "set": found["set"]})
+                row[task] = f"{found['P']}, p {found['p']}"
     order = [str(claim) for claim in report.CLAIMS]
     return report.even(sorted(rows.values(), key=lambda row: order.index(row["claim"])))
 
@@ -463,18 +486,16 @@ def benchmark_table(runs):
 
 
 def make_page(runs, failed, problems, figures):
-    """RESULTS.md without the paragraphs."""
+    """RESULTS.md without the paragraphs: what is about several tasks first, then the tasks."""
     page = report.Page(figures, "results/figures", kinds=("png",))
     page.table("At a glance", "overview", report.overview_table(runs))
     page.text("At a glance", report.ABOUT_OVERVIEW)
     report.add_over_tasks(page, runs)
-    for task in report.tasks_of(runs):
-        report.add_task(page, runs, failed, task)
     page.table("Verdicts in single tasks", "claims", claims_table(runs))
     page.text("What differs from the paper", "")
-    add_adaptation(page, runs)
-    add_wrong_z(page)
-    add_actions(page)
+    add_adaptation(page, runs, SHOWN)
+    for task in report.tasks_of(runs):
+        report.add_task(page, runs, failed, task)
     page.table("Hours", "hours", report.cost_table(runs))
     report.add_explanations(page)
     report.add_notes(page, runs, failed, problems)
@@ -493,6 +514,17 @@ def with_text(page, name, values, problems):
     return "\n".join(line for line in lines if line) + "\n"
 
 
+def pages(runs, relatives, held_out, failed, problems, figures):
+    """{path: text} of the three pages. Makes their figures."""
+    values = Values(runs, [*relatives, *held_out])
+    made = {
+        "RESULTS.md": (make_page(runs, failed, problems, figures), "text.md"),
+        "results/agents.md": (make_agents_page(runs, figures), "text_agents.md"),
+        "results/relatives.md": (make_relatives_page(relatives, held_out, figures), "text_relatives.md"),
+    }
+    return {path: with_text(page, text, values, problems) for path, (page, text) in made.items()}
+
+
 def fill_readme(readme, rows):
     """README.md with its table between the marks <!-- results --> and <!-- end -->, if it has them."""
     pattern = r"(<!-- results -->\n).*?(<!-- end -->)"
@@ -508,17 +540,14 @@ def main():
         runs, relatives, held_out, failed, problems = read_results()
         if args.agents:
             roll_out(runs, args.agents)
-        values = Values(runs, [*relatives, *held_out])
-        page = make_page(runs, failed, problems, RESULTS / "figures")
-        report.write(ROOT / "RESULTS.md", with_text(page, "text.md", values, problems))
-        page = make_relatives_page(relatives, held_out, RESULTS / "figures")
-        report.write(RESULTS / "relatives.md", with_text(page, "text_relatives.md", values, problems))
+        for path, text in pages(runs, relatives, held_out, failed, problems, RESULTS / "figures").items():
+            report.write(ROOT / path, text)
         readme = (ROOT / "README.md").read_text()
         report.write(ROOT / "README.md", fill_readme(readme, benchmark_table(runs)))
     except (OSError, LookupError) as error:
         report.fail(error)
     report.tell(problems)
-    print(f"{len(runs)} runs: RESULTS.md, results/relatives.md, results/figures, README.md")
+    print(f"{len(runs)} runs: RESULTS.md, results/agents.md, results/relatives.md, results/figures, README.md")
 
 
 if __name__ == "__main__":
