@@ -159,6 +159,8 @@ def get_task(env_id):
             raise ValueError(f"task {env_id!r} needs {need} before the colon ({reason})") from error
     if name not in TASKS:
         raise _unknown("task", name, [*TASKS, "module:Task of another file"])
+    if colon and f"AIB/{name}-v0" not in gym.registry:
+        raise ValueError(f"task {env_id!r} needs a gymnasium.register('AIB/{name}-v0', ...) in its file")
     return TASKS[name]
 
 
@@ -310,6 +312,7 @@ class ContextEnv(gym.Env):
     def flip(self):
         """Changes the value of the binary dimension (inversion, permutation) from the next step
         on, in the middle of an episode; the physics goes on. The next reset restores the context.
+        So `_step` has to read that value: what `_build` has put into a model stays as it was.
         Raises ValueError if the task has no such dimension."""
         flipped = dict(self.context)
         for dimension in get_task(self.env_id).dimensions:

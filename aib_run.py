@@ -741,8 +741,9 @@ class Run:
         """SIGTERM and Ctrl-C ask for an end at the next safe point; after that, Ctrl-C ends at once."""
         self.signal = number
         signal.signal(signal.SIGINT, signal.default_int_handler)
+        again = "Ctrl-C again" if number == signal.SIGINT else "Ctrl-C"
         text = "\nstopping after this episode, or after the last evaluation. "
-        text += f"Ctrl-C again stops at once, back at step {self._saved}\n"
+        text += f"{again} stops at once, back at step {self._saved}\n"
         with contextlib.suppress(OSError):
             os.write(2, text.encode())  # print could meet itself here
 

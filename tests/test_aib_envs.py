@@ -617,6 +617,15 @@ def add_task(monkeypatch, like, **changes):
     monkeypatch.setitem(gym.registry, "AIB/Mine-v0", spec)
 
 
+def test_a_task_of_another_file_that_gymnasium_does_not_know_is_named(monkeypatch, tmp_path):
+    code = 'import aib_envs\naib_envs.TASKS |= {"Other": aib_envs.TASKS["DI"]}\n'
+    (tmp_path / "tasks_without_registration.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(aib_envs, "TASKS", dict(aib_envs.TASKS))
+    with pytest.raises(ValueError, match=r"gymnasium\.register\('AIB/Other-v0'"):
+        aib_envs.get_task("tasks_without_registration:Other")
+
+
 @pytest.mark.parametrize("env_id", ["DI", "ODE-3", "Cheetah", "HopperGym"])
 @pytest.mark.parametrize("field", ["obs_dim", "act_dim"])
 def test_a_row_with_wrong_sizes_is_named_with_the_right_ones(env_id, field, monkeypatch):

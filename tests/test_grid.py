@@ -412,6 +412,27 @@ def test_ctrl_c_reaches_all_runs_as_sigterm(repo):
     assert (repo.runs / "logs" / "DI__DR__1.log").read_text().count("begins at") == 2
 
 
+def runs_in_process(path, repo, words):
+    """Is /proc/<pid> a run of the repository with these words in its command line?"""
+    try:
+        line = (path / "cmdline").read_text()
+        return "_sac.py" in line and words in line and os.readlink(path / "cwd") == str(repo.cwd)
+    except OSError:  # it has ended, or is somebody else's
+        return False
+
+
+def test_a_run_that_is_told_to_end_has_not_failed(repo):
+    """By `kill` or a batch system, with no word to the grid, which goes on with the next."""
+    process = repo.start(SEEDS="1 2", JOBS="1", FLAGS="--seconds 0.01")
+    wait_for(lambda: any(n > 1 for n in lines_of(repo.runs).values()))
+    (run,) = [path for path in Path("/proc").glob("[0-9]*") if runs_in_process(path, repo, "--seed\x001\x00")]
+    os.kill(int(run.name), signal.SIGTERM)
+    assert process.wait(timeout=60) == 1
+    result = (repo.cwd / "out").read_text().split("--- result\n")[1].splitlines()
+    assert [line.split()[0] for line in result] == ["STOPPED", "done"] and "go on with" in result[0]
+    assert repo(SEEDS="1 2", FLAGS="--seconds 0.01").returncode == 0
+
+
 def test_after_ctrl_c_the_table_is_about_this_grid_only(repo):
     (repo.runs / "logs").mkdir(parents=True)
     for seed in (1, 3):

@@ -29,9 +29,9 @@ from torch.utils.flop_counter import FlopCounterMode
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-import aib_envs  # noqa: E402
-import aib_run  # noqa: E402
-from tools.methods import METHODS  # noqa: E402
+import aib_envs
+import aib_run
+from tools.methods import METHODS
 
 SCRIPTS = {name: method for name, method in METHODS.items() if "/" not in method.script}  # relatives learn otherwise
 REFERENCE = "DMAstar"  # what ratios are held against

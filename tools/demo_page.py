@@ -8,13 +8,16 @@ The page is tools/demo_page.html with the agents' weights put in. It opens from 
 import argparse
 import base64
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
 
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
 import aib_run
 
-ROOT = Path(__file__).resolve().parent.parent
 TEMPLATE = Path(__file__).with_suffix(".html")
 PLACE = "{{agents}}"  # where the weights go in the template
 

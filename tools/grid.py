@@ -20,8 +20,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from tools import plan  # noqa: E402
-from tools.plan import refuse  # noqa: E402
+from tools import plan
+from tools.plan import refuse
 
 ELSEWHERE = 75  # exit code of a Slurm task whose run is in use
 REQUEUES = 3  # of a Slurm task, at most
@@ -211,8 +211,8 @@ class Local:
         elif code == ELSEWHERE:
             self.busy.add(row.name)
             text = f"{row.name}: another process runs it"
-        elif self.stopped and code in (128 + signal.SIGINT, 128 + signal.SIGTERM):
-            text = f"{row.name}: stopped"
+        elif code in (128 + signal.SIGINT, 128 + signal.SIGTERM):
+            text = f"{row.name}: stopped; start again to go on"
         else:
             self.failures[row.name] = reason or why(code, self.settings.log_of(job))
             text = f"{row.name}: failed: {self.failures[row.name]}"

@@ -24,7 +24,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from tools.methods import METHODS  # noqa: E402
+from tools.methods import METHODS
 
 # These arguments decide neither what is learned nor what the last evaluation measures.
 NOT_COUNTED = {"run_dir", "resume", "eval_only", "context", "cuda", "cuda_graph", "keep_checkpoint"}
@@ -157,7 +157,8 @@ def parsed(method, task, seed, flags, more=()):
         sys.argv = argv
     if name != method.name:
         start = "with these FLAGS " if more else ""
-        refuse(f"{start}{method.name} of tools/methods.py is {name} to method_name in {method.script}")
+        end = f"; give METHODS={name}" if name in METHODS else ""
+        refuse(f"{start}{method.name} of tools/methods.py is {name} to method_name in {method.script}{end}")
     return aib_run.saved_args(args), aib_run.saved_args(module.Args())
 
 

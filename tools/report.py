@@ -26,12 +26,14 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
 import aib_envs
 import plan
 import stats
 from methods import METHODS
 
-ROOT = Path(__file__).resolve().parent.parent
 plt.switch_backend("Agg")  # draws into files only
 RESULTS = ROOT / "results"
 PAPER = json.loads((RESULTS / "paper_results.json").read_text())
@@ -570,7 +572,7 @@ def diverged_table(runs):
 
 
 def brief(value):
-    """A score without decimals, below 10 with one."""
+    """A number without decimals, below 10 with one."""
     return f"{value:.1f}" if abs(value) < 9.95 else f"{value:.0f}"
 
 
@@ -580,7 +582,7 @@ def overview_table(runs):
     rows = []
     methods = [method for method, own in by_method(runs).items() if own[0].published in (*MAIN, None)]
     for (task, steps), group in lengths(runs).items():
-        row = {"task": task, "steps": f"{steps:,}", "of the paper's": f"{100 * group[0].training():.0f} %"}
+        row = {"task": task, "steps": f"{steps:,}", "of the paper's": f"{brief(100 * group[0].training())} %"}
         for method in methods:
             own = [run for run in group if run.method == method]
             row[method] = f"{brief(stats.iqm(aers(own, 'all sets')))} ({len(own)})" if own else ""
@@ -870,12 +872,16 @@ def learning_curves(runs, unfinished, task):
     def draw(axis, members, value, label):
         short = all(line["global_step"] < 0.05 * longest for run in members for line in run.metrics)
         hidden = "_" * short  # from the legend: the line would not be seen
-        draw_curve(axis, members, value, hidden + label, looks[members[0].method])
+        method = members[0].method
+        longer = {run.steps for run in runs if (run.task, run.method) == (task, method)}
+        longer = {steps for steps in longer if steps > members[0].steps}
+        look = looks[method] | ({"linestyle": DASHES[len(longer) % len(DASHES)], "linewidth": 1} if longer else {})
+        draw_curve(axis, members, value, hidden + label, look)
 
     for (_, steps), group in lengths([run for run in own if run.returns]).items():
         for method, members in by_method(group).items():
             several = len({run.steps for run in runs if (run.task, run.method) == (task, method)}) > 1
-            label = f"{method}, {steps:,} steps" if several else method
+            label = f"{method}, {steps:,} steps ({len(members)})" if several else f"{method} ({len(members)})"
             for axis, split in zip(axes, SPLITS, strict=False):
                 draw(axis, members, lambda line, split=split: line["aer"][split], label)
             shadow = [run for run in members if run in logged]
@@ -886,8 +892,9 @@ def learning_curves(runs, unfinished, task):
             for axis, split in zip(axes, SPLITS, strict=False):
                 draw(axis, [run], lambda line, split=split: line["aer"][split], f"{run.method}, unfinished")
     top = max(axis.get_ylim()[1] for axis in axes[:3])
+    bottom = min(axis.get_ylim()[0] for axis in axes[:3])
     for axis in axes[:3]:
-        axis.set_ylim(top=top)
+        axis.set_ylim(bottom, top)
     axes[0].set_ylabel("AER")
     if logged:
         axes[3].set_yscale("log")
@@ -910,13 +917,14 @@ def context_figure(runs, task):
     else:
         shown = [(dimension, {}) for dimension in continuous]
         titles = [dimension.key for dimension in continuous]
-    groups = by_method(main_runs(runs, task))
+    main = main_runs(runs, task)
+    groups = by_method(main)
     returns = {method: mean_in_contexts(own) for method, own in groups.items()}
     if nothing := doing_nothing(task):
         returns = {"doing nothing": nothing} | returns
     looks = styles(groups)
     figure, axes = panels(len(shown), titles, sharey=True, width=4.5)
-    figure.suptitle(task)
+    figure.suptitle(f"{task}, {main[0].steps:,} steps, mean over seeds")
     for axis, (dimension, mode) in zip(axes, shown, strict=True):
         axis.axvspan(*dimension.inner, color="#EEEEEE", linewidth=0, label="training range")
         axis.set_xlabel(dimension.key)
@@ -948,7 +956,8 @@ ABOUT_OVERVIEW = "All sets together, interquartile mean over seeds (number of se
 ABOUT = {
     "train": """AER: average episodic return over the 20 contexts of a set and the rollouts of the last evaluation. A
 cell has the value of each seed; from five seeds on, the interquartile mean and its 95 % bootstrap interval. Steps are
-vector steps, one in each of the 20 training contexts.""",
+vector steps, one in each of the 20 training contexts. In the curves (seeds in brackets) the last point has ten starts
+for each context, those before have one: where that is an easy or a hard one, a curve jumps there.""",
     "better": """*Better of the last two*: the higher of the last two evaluations, each set separately, over all sets;
 this is what the authors' code reports. The last but one has one start for each context, the last has ten: where the one
 is an easy start, this column gains from it.""",
@@ -1059,8 +1068,9 @@ def add_verdicts(page, heading, name, rows):
     rows = [row for row in rows if row not in few]
     page.table(heading, name, rows, shown=side_by_side(rows))
     if few:
-        claims = "; ".join(dict.fromkeys(f"{row['claim']} ({row['seeds']})" for row in few))
-        page.text(heading, f"Too few seeds to decide: {claims}.\n".replace("*", "\\*"))
+        claims = [f"{row['claim']} ({row.get('tasks', 'seeds')}: {row['seeds']})" for row in few]
+        text = f"Too few seeds to decide: {'; '.join(dict.fromkeys(claims))}.\n"
+        page.text(heading, text.replace("*", "\\*"))
 
 
 def side_by_side(rows):
@@ -1168,6 +1178,18 @@ def code_of_group(group):
     return found
 
 
+def left_out(runs):
+    """A line for each method of a task that has no runs as long as most others', so that it is compared with none."""
+    lines = []
+    for task in tasks_of(runs):
+        main = main_runs(runs, task)
+        for method, own in by_method([run for run in runs if run.task == task]).items():
+            if method not in by_method(main):
+                steps = " and ".join(f"{number:,}" for number in sorted({run.steps for run in own}))
+                lines.append(f"{method} on {task} has {steps} steps, most others have {main[0].steps:,}: not compared")
+    return lines
+
+
 def flag_notes(runs):
     """A line for each method whose shared flags differ from the published runs' while its name does not say so."""
     found = collections.defaultdict(dict)  # {method: {what is to be said: of which tasks}}
@@ -1195,6 +1217,7 @@ def add_notes(page, runs, unfinished, problems):
     unknown = sum(run.diverged is None for run in runs)
     if unknown:
         lines.append(f"{unknown} of {len(runs)} runs do not say whether simulations diverged (they are older).")
+    lines += left_out(runs)
     lines += code_notes(runs)
     lines += flag_notes(runs)
     lines += problems

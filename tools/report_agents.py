@@ -9,6 +9,7 @@ import contextlib
 import copy
 import itertools
 import json
+import sys
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -21,6 +22,9 @@ from scipy.spatial import cKDTree
 from scipy.spatial.distance import pdist
 from sklearn.manifold import TSNE
 from sklearn.metrics.pairwise import cosine_similarity
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
 
 import aib_envs
 import aib_run

@@ -5,9 +5,13 @@ python tools/report_modes.py runs/<dir> ...    loads their agents: report/modes.
 
 import argparse
 import itertools
+import sys
 from pathlib import Path
 
 import numpy as np
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
 
 import aib_envs
 import report_agents

@@ -19,11 +19,14 @@ from pathlib import Path
 
 import numpy as np
 
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
 import aib_envs
 import report
 import report_agents
 import stats
-from report import OURS, RESULTS, ROOT, SPLITS
+from report import OURS, RESULTS, SPLITS
 
 SHOWN = "DI", "Cartpole", "Cheetah"  # tasks whose figures of adaptation are in RESULTS.md
 ADAPTING = "Concat", "DMA", "DMA*", OURS  # whose adaptation is in the table

@@ -102,6 +102,7 @@ def check():
         problems.append(f"{name} is not the same in " + " and in ".join(", ".join(group) for group in groups))
         commands += [f"python tools/sync.py {script}" for script in edited]
     if problems:
+        problems.append("What a script has different on purpose belongs into VERSIONS in tools/sync.py. Else:")
         commands = list(dict.fromkeys(commands))
         problems.append("Run the line of the script that you edited:" if len(commands) > 1 else "Run:")
     return problems + commands

@@ -13,6 +13,9 @@ from pathlib import Path
 import numpy as np
 import tyro
 
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
 import aib_run
 
 
