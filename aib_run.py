@@ -762,7 +762,7 @@ class Run:
         """Counts steps of environments: those of warm-ups, of random actions, of training."""
         self.env_steps += number
         if self.global_step == 0:
-            self._bar.set_postfix_str(f"collecting random steps: {self.env_steps:,}", refresh=False)
+            self._bar.set_postfix_str(f"random steps, in all environments: {self.env_steps:,}", refresh=False)
             self._bar.update(0)  # shows it where a second, or a minute, is over
 
     def add_losses(self, losses, check=True):

@@ -381,7 +381,7 @@ def print_plan(settings, rows, runs):
     counts = {status: sum(row.status == status for row in rows) for status in ("new", "resume", "done", "running")}
     for row in rows:
         hours = "?" if row.hours is None else f"{'~' if row.estimated else ''}{duration(row.hours)}"
-        command = shlex.join(row.command(settings.run_dir))
+        command = row.run.directory if row.status == "done" else shlex.join(row.command(settings.run_dir))
         say("{:<7} {:>8}  {task:<15} {method:<12} seed {seed:<3} {}".format(row.status, hours, command, **row.job))
     hours = [row.hours for row in rows]
     text = f"{counts['new']} new, {counts['resume']} to resume, {counts['done']} done"
