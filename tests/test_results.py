@@ -357,7 +357,7 @@ def test_what_a_change_costs_and_how_far_z_goes():
         rewards = found["rewards"]["switch"]
         worst = min(statistics.fmean(rewards[t : t + 5]) for t in range(50, 96))
         lost.append(round(100 - 100 * worst / statistics.fmean(rewards[38:50])))
-        moved.append(round(100 * found["moved"]["switch"][54]))  # the fifth step
+        moved.append(round(100 * found["moved"]["switch"][55]))  # after five steps of the second half
     values = results_page.Values(runs)
     assert values.lost("DI-Perm", "DMA") == results_page.listed(list(map(str, lost)))
     assert values.moved("DI-Perm", "DMA", "5") == results_page.listed(list(map(str, moved)))

@@ -972,7 +972,7 @@ all its methods, after the same share of the task's training. Every task has the
 mean over tasks and seeds, as in the paper: it leaves out the worst and the best quarter, which of four tasks is about
 one task each, and not the same one for every method. The plain mean counts everything. The paper's numbers are of all
 its tasks of the kind. 95 % bootstrap intervals are shown from three seeds a task on; of three seeds they are too
-narrow (in a simulation they covered some 85 %).
+narrow (in simulations they covered 73 to 86 %).
 """
 ABOUT_VERDICTS = """A verdict stands before its numbers: the difference of mean scores (in single tasks both AER), P,
 and p -> p after Holm's correction.

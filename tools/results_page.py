@@ -150,9 +150,10 @@ class Values:
         return listed([f"{100 - 100 * lowest / level:.0f}" for level, lowest in levels])
 
     def moved(self, task, method, steps):
-        """How far z has gone from the old to the new context so many steps after a change, in percent, of each seed."""
+        """How far z has gone from the old to the new context after so many steps with changed actuators, in percent, of
+        each seed. The window of the first step after a change has nothing of it yet."""
         ways = [adaptation_of(run)[1]["switch"] for run in self.own(task, method)]
-        return listed([f"{100 * way[len(way) // 2 + int(steps) - 1]:.0f}" for way in ways])
+        return listed([f"{100 * way[len(way) // 2 + int(steps)]:.0f}" for way in ways])
 
     def decided(self):
         """How many claims about single tasks hold, or do not hold."""
