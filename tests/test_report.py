@@ -486,6 +486,16 @@ def test_a_cell_has_every_seed_or_from_five_on_an_interval():
     assert value == round(11 / 3, 1) and 1 <= low < value < high <= 90
 
 
+def test_steps_of_all_environments_where_they_are_known():
+    run = made("DI", "HyperZero", 1, 50)
+    run.script = "hyperzero.py"
+    assert "steps of all environments" not in report.extra_columns([run])
+    run.metrics = []
+    assert "steps of all environments" not in report.extra_columns([run])
+    run.metrics = [{"env_steps": 10}, {"env_steps": 1200}]
+    assert report.extra_columns([run])["steps of all environments"] == "1,200"
+
+
 def test_aer_and_the_better_of_the_last_two():
     run = made("DI", "DR", 1, 50)
     assert run.aer("train") == 50 and run.aer("eval-out") == 40 and run.aer("all sets") == pytest.approx(140 / 3)

@@ -524,8 +524,9 @@ def extra_columns(runs):
         shares, means = zip(*map(stuck, runs), strict=True)
         found["stuck"] = ", ".join(f"{100 * share:.1f} %" for share in shares)
         found["mean of the others"] = ", ".join(f"{mean:.0f}" for mean in means)
-    if runs[0].script in RELATIVES:
-        found["steps of all environments"] = f"{runs[0].metrics[-1]['env_steps']:,}"
+    counted = [line["env_steps"] for line in runs[0].metrics if "env_steps" in line]
+    if runs[0].script in RELATIVES and counted:
+        found["steps of all environments"] = f"{counted[-1]:,}"
     taught = [run for run in runs if run.experts]
     if taught:
         found["its experts, train"] = cell([np.mean(run.experts) for run in taught])
