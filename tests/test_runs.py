@@ -114,6 +114,11 @@ def only_run(cwd, runs="runs"):
     return directory
 
 
+def begun(cwd, runs="runs"):
+    """Whether a run has its first line of metrics. A directory with a dot is about to get its name."""
+    return any(path.read_text() for path in (cwd / runs).glob("[!.]*/metrics.jsonl"))
+
+
 def lines(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
@@ -434,8 +439,7 @@ def test_config_says_what_has_run_where(finished):
 def test_stopped_and_resumed_it_is_the_same_run(finished, tmp_path):
     (tmp_path / "my runs").mkdir()
     process = Process("dmash_sac.py", *SHORT, "--run-dir", "my runs", cwd=tmp_path, before=slowly)
-    metrics = lambda: list(tmp_path.glob("my runs/*/metrics.jsonl"))
-    process.wait(lambda: metrics() and metrics()[0].read_text())
+    process.wait(lambda: begun(tmp_path, "my runs"))
     directory = only_run(tmp_path, "my runs")
     process.kill(signal.SIGINT)
     assert process.wait() == 130
@@ -461,7 +465,7 @@ def test_stopped_and_resumed_it_is_the_same_run(finished, tmp_path):
 
 def test_killed_before_its_first_checkpoint_it_begins_anew(finished, tmp_path):
     process = Process("dr_sac.py", *SHORT, cwd=tmp_path, before=slowly)
-    process.wait(lambda: any(path.read_text() for path in tmp_path.glob("runs/*/metrics.jsonl")))
+    process.wait(lambda: begun(tmp_path))
     process.kill()
     process.wait()
     directory = only_run(tmp_path)
@@ -514,7 +518,7 @@ def test_killed_before_it_has_a_config_it_leaves_nothing(tmp_path):
 
 def test_a_second_ctrl_c_ends_it_at_once(tmp_path):
     process = Process("dr_sac.py", *SHORT, cwd=tmp_path, before=slowly)
-    process.wait(lambda: any(path.read_text() for path in tmp_path.glob("runs/*/metrics.jsonl")))
+    process.wait(lambda: begun(tmp_path))
     process.kill(signal.SIGINT)
     process.wait(lambda: "Ctrl-C" in process.err.read_text())
     process.kill(signal.SIGINT)
@@ -627,7 +631,7 @@ def test_a_lost_terminal_does_not_end_it(lost, finished, tmp_path):
     process = Process("dr_sac.py", *flags, cwd=tmp_path, before=before, stdout=out, stderr=err)
     if lost == "hangup":
         os.close(out)
-        process.wait(lambda: any(path.read_text() for path in tmp_path.glob("runs/*/metrics.jsonl")))
+        process.wait(lambda: begun(tmp_path))
         os.close(terminal)
         process.kill(signal.SIGHUP)
     assert process.wait() == 0
