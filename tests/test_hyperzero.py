@@ -657,7 +657,7 @@ def test_bad_input_gets_one_line_and_nothing_is_written(prepare, flags, named, f
     if prepare:
         prepare(directory)
     before = {path: path.read_bytes() for path in directory.iterdir()}
-    flags = flags.replace("{d}", str(directory)).split()
+    flags = [flag.replace("{d}", str(directory)) for flag in flags.split()]
     flags += [] if "--resume" in flags else ["--run-dir", str(tmp_path / "runs")]
     capsys.readouterr()
     assert call(script, *flags) == 2

@@ -138,7 +138,7 @@ def test_bad_flags_get_one_line_that_names_them(script, flags, monkeypatch, caps
     module = learning.script(script)
     monkeypatch.setattr(sys, "argv", [script])
     with pytest.raises(SystemExit) as stop:
-        module.train(learning.parse(module, f"{flags} --run-dir {tmp_path}"))
+        module.train(learning.parse(module, [*flags.split(), "--run-dir", str(tmp_path)]))
     output = capsys.readouterr()
     assert stop.value.code == 2 and len(output.err.splitlines()) == 1 and not output.out
     assert flags.split()[0] in output.err and output.err.startswith(script)
