@@ -63,7 +63,7 @@ def subsample(batch_size, window_size, training, device=None):
     n = window_size // 5
     if training:
         return torch.rand(batch_size, window_size, device=device).topk(n).indices  # n different positions
-    return torch.linspace(0, window_size - 1, n, dtype=torch.float64).long()[None]  # float64, as in NumPy
+    return torch.linspace(0, window_size - 1, n, dtype=torch.float64).long()[None]  # float32 rounds some K differently
 
 
 def avg_l1_norm(x):
@@ -249,7 +249,7 @@ class Agent(nn.Module):
         self.alpha_optimizer = adam([self.log_alpha], args.q_lr)
 
     def infer(self, window):
-        """What the networks are told about the context."""
+        """What a window (obs, actions, deltas, each [batch, K // 5, dim]) tells. In training each call masks anew."""
         return self.encoder(*window)
 
     @torch.inference_mode()
@@ -283,7 +283,7 @@ class Agent(nn.Module):
             losses["kl"] = self.encoder.head.kl
             dynamics_objective = dynamics_objective * (1 + self.args.kl_beta * losses["kl"])
         self.dynamics_optimizer.zero_grad()
-        dynamics_objective.backward()  # its step comes last
+        dynamics_objective.backward()  # the optimizer steps last, as in dmash_sac.py
 
         # From here on z is a constant.
         z = z.detach()
@@ -310,7 +310,7 @@ class Agent(nn.Module):
             # Policy
             losses["actor_loss"], log_pi = self.actor_loss(obs, z)
             self.actor_optimizer.zero_grad()
-            losses["actor_loss"].backward(inputs=list(self.actor.parameters()))  # the Q-functions learn nothing from it
+            losses["actor_loss"].backward(inputs=list(self.actor.parameters()))  # none needed of the Q-functions
             self.actor_optimizer.step()
 
             # Temperature
@@ -385,9 +385,10 @@ def train(args):
         history.begin()
         for t in range(-agent.window_size, steps):
             if t in (-agent.window_size, 0):  # the warm-up and the episode each begin with a reset
-                obs, _ = envs.reset(seed=aib_envs.reset_seeds(n, 0, args.seed, run.episode, int(t < 0)))
+                seeds = aib_envs.reset_seeds(n, 0, args.seed, run.episode, int(t < 0))  # 0: none of evaluation's
+                obs, _ = envs.reset(seed=seeds)
             learning = run.episode * steps + max(t, 0) >= args.learning_starts
-            actions = 2 * torch.rand(n, act_dim).numpy() - 1  # drawn at every step, used at first only
+            actions = 2 * torch.rand(n, act_dim).numpy() - 1  # always drawn, so that published runs can be repeated
             if learning:
                 actions = agent.act(obs, history, training=True)
             next_obs, rewards, _, _, infos = envs.step(actions)
@@ -398,14 +399,14 @@ def train(args):
                 continue
 
             if run.global_step % args.eval_every == 0:
-                with torch.random.fork_rng():  # so that looking changes nothing
+                with torch.random.fork_rng():  # evaluating leaves training's random numbers alone
                     run.log_evaluation(*evaluate(rollouts=1))
             batch = buffer.sample(args.batch_size)
             losses = agent.update(*batch, run.global_step % POLICY_FREQUENCY == 0)
             run.advance(losses)
             if run.global_step == args.total_timesteps:
                 break
-        if t == steps - 1:  # the episode is finished
+        if t == steps - 1:  # not so if total_timesteps came first
             buffer.add(history)
             run.end_episode(history)
 

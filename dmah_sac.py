@@ -65,7 +65,7 @@ def subsample(batch_size, window_size, training, device=None):
     n = window_size // 5
     if training:
         return torch.rand(batch_size, window_size, device=device).topk(n).indices  # n different positions
-    return torch.linspace(0, window_size - 1, n, dtype=torch.float64).long()[None]  # float64, as in NumPy
+    return torch.linspace(0, window_size - 1, n, dtype=torch.float64).long()[None]  # float32 rounds some K differently
 
 
 def avg_l1_norm(x):
@@ -138,10 +138,10 @@ def adapt_plainly(x, chunks):
     return F.relu(x + (w_up @ hidden[:, :, None]).squeeze(2) + b_up)
 
 
-# That is the definition. What runs is the same function, several times faster, since it never builds the matrices. The
-# last layer makes a chunk M f + m of its features f [64]. Let M and m be their part that makes one row of a matrix: the
-# row times x is (M f + m) x = [x M, x m] [f; 1]. The first factor knows nothing of f: one product for the whole batch.
-# The second is each sample's own, and small.
+# That is the definition. What runs is the same function without the matrices: a gradient step takes half the time.
+# The small network's features f [64] become the chunk M f + m. A row in it is M_r f + m_r, with M_r [256, 64] and m_r
+# [256] in W_down. The row times x is [x M_r, x m_r] [f; 1]. The left factor has no f: one product serves all samples.
+# The right one is each sample's own, and small.
 class Omega(NamedTuple):
     """The adapter's weights, never written out: each sample's features f and biases, and the last layer, which all
     samples share."""
@@ -348,7 +348,7 @@ class Agent(nn.Module):
         self.alpha_optimizer = adam([self.log_alpha], args.q_lr)
 
     def infer(self, window):
-        """What the networks are told about the context."""
+        """What a window (obs, actions, deltas, each [batch, K // 5, dim]) tells. In training each call masks anew."""
         return self.encoder(*window)
 
     @torch.inference_mode()
@@ -378,7 +378,7 @@ class Agent(nn.Module):
         predicted = self.dynamics(obs_actions, z)
         losses["dynamics_loss"] = F.mse_loss(predicted, next_obs - obs)
         self.dynamics_optimizer.zero_grad()
-        losses["dynamics_loss"].backward()  # its step comes last
+        losses["dynamics_loss"].backward()  # the optimizer steps last: ablations add other losses' gradients
 
         # From here on z is a constant. But the RL losses train the hypernetworks of their own modules.
         z = z.detach()
@@ -405,7 +405,7 @@ class Agent(nn.Module):
             # Policy
             losses["actor_loss"], log_pi = self.actor_loss(obs, z)
             self.actor_optimizer.zero_grad()
-            losses["actor_loss"].backward(inputs=list(self.actor.parameters()))  # the Q-functions learn nothing from it
+            losses["actor_loss"].backward(inputs=list(self.actor.parameters()))  # none needed of the Q-functions
             self.actor_optimizer.step()
 
             # Temperature
@@ -480,9 +480,10 @@ def train(args):
         history.begin()
         for t in range(-agent.window_size, steps):
             if t in (-agent.window_size, 0):  # the warm-up and the episode each begin with a reset
-                obs, _ = envs.reset(seed=aib_envs.reset_seeds(n, 0, args.seed, run.episode, int(t < 0)))
+                seeds = aib_envs.reset_seeds(n, 0, args.seed, run.episode, int(t < 0))  # 0: none of evaluation's
+                obs, _ = envs.reset(seed=seeds)
             learning = run.episode * steps + max(t, 0) >= args.learning_starts
-            actions = 2 * torch.rand(n, act_dim).numpy() - 1  # drawn at every step, used at first only
+            actions = 2 * torch.rand(n, act_dim).numpy() - 1  # always drawn, so that published runs can be repeated
             if learning:
                 actions = agent.act(obs, history, training=True)
             next_obs, rewards, _, _, infos = envs.step(actions)
@@ -493,14 +494,14 @@ def train(args):
                 continue
 
             if run.global_step % args.eval_every == 0:
-                with torch.random.fork_rng():  # so that looking changes nothing
+                with torch.random.fork_rng():  # evaluating leaves training's random numbers alone
                     run.log_evaluation(*evaluate(rollouts=1))
             batch = buffer.sample(args.batch_size)
             losses = agent.update(*batch, run.global_step % POLICY_FREQUENCY == 0)
             run.advance(losses)
             if run.global_step == args.total_timesteps:
                 break
-        if t == steps - 1:  # the episode is finished
+        if t == steps - 1:  # not so if total_timesteps came first
             buffer.add(history)
             run.end_episode(history)
 

@@ -190,7 +190,7 @@ class Agent(nn.Module):
             # Policy
             losses["actor_loss"], log_pi = self.actor_loss(obs)
             self.actor_optimizer.zero_grad()
-            losses["actor_loss"].backward(inputs=list(self.actor.parameters()))  # the Q-functions learn nothing from it
+            losses["actor_loss"].backward(inputs=list(self.actor.parameters()))  # none needed of the Q-functions
             self.actor_optimizer.step()
 
             # Temperature
@@ -261,9 +261,10 @@ def train(args):
         history.begin()
         for t in range(-agent.window_size, steps):
             if t in (-agent.window_size, 0):  # the warm-up and the episode each begin with a reset
-                obs, _ = envs.reset(seed=aib_envs.reset_seeds(n, 0, args.seed, run.episode, int(t < 0)))
+                seeds = aib_envs.reset_seeds(n, 0, args.seed, run.episode, int(t < 0))  # 0: none of evaluation's
+                obs, _ = envs.reset(seed=seeds)
             learning = run.episode * steps + max(t, 0) >= args.learning_starts
-            actions = 2 * torch.rand(n, act_dim).numpy() - 1  # drawn at every step, used at first only
+            actions = 2 * torch.rand(n, act_dim).numpy() - 1  # always drawn, so that published runs can be repeated
             if learning:
                 actions = agent.act(obs, history, training=True)
             next_obs, rewards, _, _, infos = envs.step(actions)
@@ -274,14 +275,14 @@ def train(args):
                 continue
 
             if run.global_step % args.eval_every == 0:
-                with torch.random.fork_rng():  # so that looking changes nothing
+                with torch.random.fork_rng():  # evaluating leaves training's random numbers alone
                     run.log_evaluation(*evaluate(rollouts=1))
             batch = buffer.sample(args.batch_size)
             losses = agent.update(*batch, run.global_step % POLICY_FREQUENCY == 0)
             run.advance(losses)
             if run.global_step == args.total_timesteps:
                 break
-        if t == steps - 1:  # the episode is finished
+        if t == steps - 1:  # not so if total_timesteps came first
             buffer.add(history)
             run.end_episode(history)
 

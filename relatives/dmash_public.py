@@ -238,14 +238,14 @@ def train(args):
                 continue
 
             if run.global_step % args.eval_every == 0:
-                with torch.random.fork_rng():  # so that looking changes nothing
+                with torch.random.fork_rng():  # evaluating leaves training's random numbers alone
                     run.log_evaluation(*evaluate(rollouts=1))
             batch = buffer.sample(args.batch_size)
             losses = agent.update(*batch, run.global_step % POLICY_FREQUENCY == 0)
             run.advance(losses)
             if run.global_step == args.total_timesteps:
                 break
-        if t == steps - 1:  # the episode is finished
+        if t == steps - 1:  # not so if total_timesteps came first
             buffer.add(history)
             run.end_episode(history)
 

@@ -471,7 +471,7 @@ def train(args):
                 run.advance({})  # the model is the same for a whole episode
                 if run.global_step == args.total_timesteps:
                     break
-        if t == steps - 1:  # the episode is finished
+        if t == steps - 1:  # not so if total_timesteps came first
             buffer.add(history)
             agent.set_scales(*buffer.sample(10_000)[:3])
             for _ in range(args.updates_per_round):

@@ -442,7 +442,7 @@ def train_experts(args, run, experts, replay, history):
             run.advance(losses)
             if run.global_step == args.total_timesteps:
                 break
-        if t == steps - 1:  # the episode is finished
+        if t == steps - 1:  # not so if total_timesteps came first
             replay.add(history)
             run.end_episode(history)
 
