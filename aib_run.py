@@ -660,7 +660,7 @@ class Run:
         files = (self._metrics, self._train)
         for file, length in zip(files, lengths, strict=True):
             if os.fstat(file.fileno()).st_size < length:
-                fail(f"{file.name} has lost lines since the checkpoint was written")
+                fail(f"{file.name} has lost lines since the checkpoint was written{self._anew()}")
         for file, length in zip(files, lengths, strict=True):
             file.truncate(length)  # what was written after the checkpoint will be written again
         self.config["args"] = saved_args(self.args)
@@ -683,7 +683,10 @@ class Run:
         elif not has_checkpoint:
             first = self.args.eval_every + aib_envs.get_task(self.args.env_id).steps  # there is one from then on
             if last_metrics(self.directory)["global_step"] >= first:
-                fail(f"{self.directory} has lost its checkpoint.pt")
+                fail(f"{self.directory} has lost its checkpoint.pt{self._anew()}")
+
+    def _anew(self):
+        return f"; to begin anew, remove {shlex.quote(str(self.directory))}"
 
     # Checkpoints
 

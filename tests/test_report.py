@@ -578,7 +578,8 @@ def test_lengths_are_never_pooled():
     rows = report.task_table(runs, "DI")
     assert [(row["steps"], row["seeds"]) for row in rows[:2]] == [("1,000", 3), ("2,000", 1)]
     assert len(report.overview_table(runs)) == 3
-    assert [run.steps for run in report.main_runs(runs, "DI")] == [2000]  # as many methods; the longer
+    assert [run.steps for run in report.main_runs(runs, "DI")] == [1000] * 3  # as many methods, more runs
+    assert [run.steps for run in report.main_runs(runs_of("DI", DR=[1]) + runs_of("DI", 2000, DR=[1]), "DI")] == [2000]
     assert not list(report.blocks(runs))  # one method
 
 

@@ -394,6 +394,9 @@ def print_plan(settings, rows, runs):
         text += " (~: estimated from the runs in results/, on another machine)"
     if settings.runner == "local":
         text += f"; {settings.jobs} at a time"
+        known = [hour or 0 for hour in hours]
+        if any(known):
+            text += f", about {duration(max(sum(known) / settings.jobs, *known), 'hours', 'minutes')}"
     say(text)
     unknown = dict.fromkeys(row.job["method"] for row in rows if row.hours is None)
     if unknown:

@@ -171,7 +171,7 @@ def binary(task):
 
 def find_runs(directories, problems):
     """The directories of runs in and below `directories`; links are followed, what is no run is named. What runs.sh
-    keeps in logs/ is passed over."""
+    keeps in logs/ is passed over, and so is what a run that could not begin has left (.NAME)."""
     seen = set()
 
     def unreadable(error):
@@ -188,7 +188,7 @@ def find_runs(directories, problems):
                 folders.clear()
                 yield Path(path)
                 continue
-            folders[:] = sorted(set(folders) - {"logs"})
+            folders[:] = sorted(name for name in folders if name != "logs" and not name.startswith("."))
             links = [name for name in files if not os.path.exists(os.path.join(path, name))]
             problems += [f"{os.path.join(path, name)}: a link to nothing" for name in links]
             if not folders:
@@ -461,9 +461,9 @@ def lengths(runs):
 
 
 def main_runs(runs, task):
-    """The runs of a task that have the length for which most methods have runs (of two such, the longer)."""
+    """The runs of a task of one length: that of most methods, then of most runs, then the longer."""
     groups = [group for (name, _), group in lengths(runs).items() if name == task]
-    return max(groups, key=lambda group: (len(by_method(group)), group[0].steps), default=[])
+    return max(groups, key=lambda group: (len(by_method(group)), len(group), group[0].steps), default=[])
 
 
 # ------------------------------------------------------- Numbers -----------------------------------------------------
