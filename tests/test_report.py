@@ -189,6 +189,7 @@ def test_links_are_followed_and_what_is_no_run_is_named(tmp_path):
     (tmp_path / "runs" / "circle").symlink_to(tmp_path / "runs")
     (tmp_path / "runs" / "dangling").symlink_to(tmp_path / "nowhere")
     (tmp_path / "runs" / "logs").mkdir()  # of runs.sh
+    (tmp_path / "runs" / ".DI__DR__9").mkdir()  # of a run that could not begin
     (tmp_path / "runs" / "killed").mkdir()
     (tmp_path / "runs" / "killed" / "metrics.jsonl").write_text("")
     strange = make_run(tmp_path / "runs", "DR", 3, 30)
