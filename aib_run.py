@@ -408,13 +408,13 @@ def write(path, content):
 
 
 @contextlib.contextmanager
-def reading(path):
+def reading(path, advice=""):
     """Ends the program with one line if `path` is not what is expected there; torch's errors are of many kinds."""
     try:
         yield path
     except Exception as error:
         reason = str(error).partition("\n")[0].partition(". ")[0]
-        fail(f"cannot use {path}: {type(error).__name__}: {reason}")
+        fail(f"cannot use {path}: {type(error).__name__}: {reason}{advice}")
 
 
 def read_tensors(path):
@@ -650,7 +650,7 @@ class Run:
         checkpoint = self.directory / "checkpoint.pt"
         self._check_extendable(checkpoint.exists())
         if checkpoint.exists():
-            with reading(checkpoint):
+            with reading(checkpoint, self._anew()):
                 state = read_tensors(checkpoint)
                 self._check_origin(state["origin"])
                 self._load(state)
@@ -672,7 +672,7 @@ class Run:
         """Ends the program with one line if the run has finished and cannot go on, or has lost its checkpoint."""
         results = self.directory / "results.json"
         if results.exists():
-            with reading(results):
+            with reading(results, self._anew()):
                 done = int(json.loads(results.read_text())["args"]["total_timesteps"])
             text = f"{self.directory} has finished its {done} steps"
             if not has_checkpoint:
