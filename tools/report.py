@@ -968,12 +968,13 @@ of that with the other sort (-: below 1 % of the highest return in both).""",
     "one step": """*One step*, *twenty step*: mean squared prediction errors in episodes of random actions, of
 normalised differences and of standardised states.""",
 }
-ABOUT_OVER_TASKS = """AER divided by the bounds of the task's returns. Each table names its tasks: all that have runs of
-all its methods, after the same share of the task's training. Every task has the same weight, which its runs share. IQM
-is the interquartile mean over tasks and seeds, as in the paper: it leaves out the worst and the best quarter, which of four tasks is about
-one task each, and not the same one for every method. The plain mean counts everything. The paper's numbers are of all
-its tasks of the kind. 95 % bootstrap intervals (percentiles of 2,000 resamples of the seeds within each task) are shown
-from three seeds a task on; of three seeds they are too narrow (in simulations they covered 73 to 86 %).
+ABOUT_OVER_TASKS = """AER divided by the bounds of the task's returns. Each table names its tasks: all that have runs
+of all its methods, after the same share of the task's training. Every task has the same weight, which its runs share.
+IQM is the interquartile mean over tasks and seeds, as in the paper: it leaves out the worst and the best quarter,
+which of four tasks is about one task each, and not the same one for every method. The plain mean counts everything.
+The paper's numbers are of all its tasks of the kind. 95 % bootstrap intervals (percentiles of 2,000 resamples of the
+seeds within each task) are shown from three seeds a task on; of three seeds they are too narrow (in simulations they
+covered 73 to 86 %).
 """
 ABOUT_VERDICTS = """A verdict stands before its numbers: the difference of mean scores (in single tasks both AER), P,
 and p -> p after Holm's correction. In the difference no share is taken: "DR fails" has that of DMA*-SH and DR, "DR does
@@ -982,8 +983,8 @@ not fail" that of DR and DMA*-SH. Seeds stand in the same order. A kind of tasks
 - P: the share of pairs of runs, one of each method, of which the claim is true, averaged over tasks.
 - p: if the two methods were the same (DR: if it earned exactly that share), how often so clear a result would come
   about by chance. Exact and one-sided: each task's runs are dealt out to the methods in all ways (Mann and Whitney).
-- Holm: p is corrected for the number of questions in the table, a set and claim each. Those whose p, uncorrected, so few
-  seeds cannot bring to 0.05 are not counted.
+- Holm: p is corrected for the number of questions in the table, a set and claim each. Those whose p, uncorrected, so
+  few seeds cannot bring to 0.05 are not counted.
 - A claim *holds* if the corrected p is at most 0.05, and *does not hold* if that is so of the opposite claim, which is
   tested by itself. Three seeds against three reach p = 0.05 at best, so a single task needs about five to decide.
 """
