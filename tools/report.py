@@ -621,15 +621,17 @@ def groups_of(runs, method, tasks, value):
 
 def blocks(runs):
     """What can be compared over tasks: (kind, runs, methods, tasks), where each of at least two tasks has a run of each
-    of at least two methods, all after the same share of their task's training. "all": of each kind two or more."""
+    of at least two methods, all after the same share of their task's training; those of most tasks first. "all": of
+    each kind two or more."""
     shares = sorted({run.training() for run in runs})
     for share, kind in itertools.product(shares, [*KINDS, "all"]):
         own = [run for run in of_kind(runs, kind) if run.training() == share]
         have = {task: frozenset(run.method for run in own if run.task == task) for task in tasks_of(own)}
         candidates = {a & b for a, b in itertools.product(have.values(), repeat=2)}
-        for methods in sorted(candidates, key=lambda methods: (-len(methods), sorted(methods))):
-            tasks = [task for task in have if methods <= have[task]]
-            larger = any(methods < other and all(other <= have[task] for task in tasks) for other in candidates)
+        tasks_with = {methods: [task for task in have if methods <= have[task]] for methods in candidates}
+        for methods in sorted(candidates, key=lambda some: (-len(tasks_with[some]), -len(some), sorted(some))):
+            tasks = tasks_with[methods]
+            larger = any(methods < other and tasks == tasks_with[other] for other in candidates)
             overlapping = sum(aib_envs.get_task(task).overlap for task in tasks)
             if kind == "all" and min(overlapping, len(tasks) - overlapping) < 2:
                 continue  # nearly the same as one of the kinds
