@@ -18,19 +18,19 @@ for name in (*OF_A_GRID, *OF_A_HOOK, "WANDB_DIR"):
 
 @pytest.fixture
 def train(monkeypatch, tmp_path):
-    """train(script, flags) trains on DI, with K = 10 and episodes of 20 steps. Returns the finished run."""
+    """train(script, flags) trains on ODE, with K = 10 and episodes of 20 steps. Returns the finished run."""
     import learning  # here, since the tests of the benchmark also run where there is no torch
 
     import aib_envs
 
-    di = dataclasses.replace(aib_envs.TASKS["DI"], steps=20, window=10)
-    monkeypatch.setitem(aib_envs.TASKS, "DI", di)
+    ode = dataclasses.replace(aib_envs.TASKS["ODE"], steps=20, window=10)
+    monkeypatch.setitem(aib_envs.TASKS, "ODE", ode)
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
 
     def train(script, flags="", name="runs"):
         module = learning.script(script)
         monkeypatch.setattr(sys, "argv", [str(learning.ROOT / script)])
-        short = "--learning-starts 20 --total-timesteps 45 --eval-every 30 --eval-rollouts 1 --batch-size 8"
+        short = "--env-id ODE --learning-starts 20 --total-timesteps 45 --eval-every 30 --eval-rollouts 1 --batch-size 8"
         args = learning.parse(module, ["--run-dir", str(tmp_path / name), *short.split(), *flags.split()])
         run = module.train(args)
         run.close()

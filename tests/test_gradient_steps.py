@@ -66,6 +66,18 @@ def test_evaluation_is_deterministic_and_training_samples(script):
     assert np.std(sampled, axis=0).min() > 0.05
 
 
+@pytest.mark.parametrize("script", ALL, ids=learning.SCRIPTS)
+def test_steps_after_a_divergence_are_not_sampled(script):
+    lengths = np.arange(20) * 5  # none of the first context, 95 of the last
+    buffer = learning.random_buffer(script, learning.make_agent(script), lengths=lengths)
+    buffer.rewards[:] = torch.arange(buffer.rewards.shape[-1])
+    buffer.actions[:] = torch.arange(20.0).view(20, 1, 1, 1)
+    _, actions, _, rewards, *_ = buffer.sample(20_000)
+    first = rewards.min()  # where the buffer holds the warm-up's rewards, too
+    context = actions[:, 0]
+    assert (rewards - first < 5 * context).all() and set(context.tolist()) == set(range(1, 20))
+
+
 def test_published_runs_are_those_that_the_scripts_would_make_now():
     paths = list((learning.ROOT / "results" / "runs").glob("*/config.json"))
     assert paths
@@ -74,4 +86,6 @@ def test_published_runs_are_those_that_the_scripts_would_make_now():
         method, args = METHODS[config["method"]], config["args"]
         flags = [*method.flags.split(), "--total-timesteps", str(args["total_timesteps"])]
         now, defaults = plan.parsed(method, args["env_id"], args["seed"], flags)
-        assert plan.identity(method.name, args, defaults) == plan.identity(method.name, now), path.parent.name
+        published, today = plan.identity(method.name, args, defaults), plan.identity(method.name, now)
+        changed = {name: (published[name], today[name]) for name in today if published[name] != today[name]}
+        assert not changed, f"{method.script} would not make {path.parent.name} again: {changed}"

@@ -119,21 +119,6 @@ def test_stacked_experts_equal_the_same_experts_trained_alone(updates):
             assert close(experts.state_dict()[name][i], x[0]), name
 
 
-def test_an_experts_data_do_not_touch_the_others():
-    experts = Experts(4, 4, 2, Args())
-    other = copy.deepcopy(experts)
-    other.q_optimizer = script.adam([*other.qf1.parameters(), *other.qf2.parameters()], 1e-4)
-    other.actor_optimizer = script.adam(other.actor.parameters(), 1e-4)
-    for *batch, policy_turn in batches(4, 4):
-        experts.update(*batch, policy_turn)
-        batch[3] = batch[3].clone()
-        batch[3][2] += 100
-        other.update(*batch, policy_turn)
-    for name, x in other.state_dict().items():
-        equal = [torch.equal(a, b) for a, b in zip(x, experts.state_dict()[name], strict=True)]
-        assert equal == [True, True, False, True], name
-
-
 def test_the_policy_and_the_targets_wait_for_their_turn():
     experts, (*batch, _) = Experts(2, 4, 2, Args()), next(batches(2))
     before = copy.deepcopy(experts.state_dict())
@@ -400,20 +385,6 @@ def test_td_moves_the_q_function_and_not_the_policy(model):
             assert all((g != 0).any() for g in found)
 
 
-def test_td_gradient_is_that_of_an_action_which_is_given():
-    """With the action at s' computed by a frozen copy, the gradients of all parameters are the same."""
-    agent = make_agent()
-    frozen = copy.deepcopy(agent.model).requires_grad_(False)
-    context, _, _, next_obs, rewards, q = batch = tuples()
-    found = torch.autograd.grad(agent.losses(*batch)["td"], list(agent.parameters()), allow_unused=True)
-    action = frozen(context)[0](next_obs).tanh()
-    value = agent.model(context)[1](torch.cat([next_obs, action], 2)).squeeze(2)
-    expected = (rewards + 0.99 * value - q).pow(2).mean()
-    expected = torch.autograd.grad(expected, list(agent.parameters()), allow_unused=True)
-    for g, e in zip(found, expected, strict=True):
-        assert (g is None) == (e is None) and (g is None or close(g, e, 1e-5))
-
-
 @pytest.mark.parametrize("model", ["hyper", "mlp"])
 def test_an_agent_acts_by_the_network_of_each_context(model):
     agent, contexts = make_agent(model=model), aib_envs.eval_contexts("DI")
@@ -604,24 +575,6 @@ def test_a_run_with_another_runs_data_set_goes_on_without_it(finished, monkeypat
     directory = only_run(tmp_path / "runs")
     assert call(script, "--resume", directory) == 0
     assert outcome(directory)[1:] == outcome(finished)[1:]
-
-
-@pytest.mark.slow
-def test_started_from_anywhere_killed_and_resumed(finished, tmp_path):
-    def start(*flags):
-        command = [sys.executable, str(ROOT / "relatives" / "hyperzero.py"), *map(str, flags)]
-        env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}  # as after pip install -e .
-        return subprocess.Popen(command, cwd=tmp_path, env=env, stderr=subprocess.PIPE, text=True)
-
-    process = start(*SHORT, *STAGE_2, "--keep-checkpoint")
-    while not list(tmp_path.glob("runs/*/dataset.pt")):
-        assert process.poll() is None, process.stderr.read()
-        time.sleep(0.01)
-    process.kill()
-    process.communicate()
-    process = start("--resume", only_run(tmp_path / "runs"))
-    assert process.communicate(timeout=600) and process.returncode == 0
-    assert outcome(only_run(tmp_path / "runs")) == outcome(finished)
 
 
 # ------------------------------------------------------- bad input ---------------------------------------------------

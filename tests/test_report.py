@@ -741,16 +741,6 @@ def test_return_in_each_context(task):
     report.plt.close(figure)
 
 
-@pytest.mark.parametrize("length", [2, 20, 200])
-def test_legends_have_as_many_columns_as_fit(length):
-    figure, axes = report.panels(2, ["", ""])
-    for i in range(6):
-        axes[0].plot([0, 1], label=f"{i}" * length)
-    report.legend(figure, axes)
-    assert figure.legends[0]._ncols == {2: 6, 20: 2, 200: 1}[length]
-    report.plt.close(figure)
-
-
 # -------------------------------------------------------- collecting --------------------------------------------------
 
 

@@ -83,17 +83,6 @@ def test_the_loss_of_the_q_functions_depends_on_each_encoder(name):
     assert loss(False) == loss(False) != loss(True)
 
 
-@KINDS
-def test_targets_follow_by_tau(hypernetwork):
-    agent, buffer = learning.learner(rsac, hypernetwork=hypernetwork, tau=0.25)
-    pairs = [(getattr(agent, name), getattr(agent, f"{name}_target")) for name in ("qf1", "qf2", "infer_for_q")]
-    old = [[p.clone() for p in slow.parameters()] for _, slow in pairs]
-    learning.update(agent, buffer, 1)
-    for (fast, slow), before in zip(pairs, old, strict=True):
-        for new, target, past in zip(fast.parameters(), slow.parameters(), before, strict=True):
-            torch.testing.assert_close(target, 0.75 * past + 0.25 * new)
-
-
 def test_windows_are_strictly_past_and_each_reward_stands_beside_its_action():
     k, steps, n, episodes = 24, 100, 3, 2
     history = aib_envs.History(n, k, steps, 2, 2)

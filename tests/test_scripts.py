@@ -36,13 +36,18 @@ def check_finished(directory, method, steps):
     assert results["method"] == config["method"] == directory.name.split("__")[1] == method
     for split, aer in metrics[-1]["aer"].items():
         (rollouts,) = zip(*results["returns"][split], strict=True)  # --eval-rollouts 1
-        assert sum(rollouts) / 20 == pytest.approx(aer) and len(results["contexts"][split]) == 20
+        assert sum(rollouts) / 20 == pytest.approx(aer)
+        assert results["contexts"][split] == aib_envs.context_set(config["args"]["env_id"], split)
     assert torch.load(directory / "agent.pt", weights_only=True)
 
 
 @pytest.mark.parametrize("method", learning.MAIN_METHODS, ids=lambda method: method.name)
-def test_every_method_trains(method, train):
+def test_every_method_trains(method, train, monkeypatch):
+    agent, turns = learning.script(method.script).Agent, []
+    update = agent.update
+    monkeypatch.setattr(agent, "update", lambda self, *batch: turns.append(batch[-1]) or update(self, *batch))
     run = train(method.script, method.flags)
+    assert turns in ([True, False] * 22 + [True], [False, True] * 22 + [False])  # the policy's
     check_finished(run.directory, method.name, [0, 30, 45])
     window = run.agent.window_size
     # A random episode, two of 20 steps, and 5 steps of another; each with its warm-up
