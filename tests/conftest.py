@@ -30,8 +30,9 @@ def train(monkeypatch, tmp_path):
     def train(script, flags="", name="runs"):
         module = learning.script(script)
         monkeypatch.setattr(sys, "argv", [str(learning.ROOT / script)])
-        short = "--env-id ODE --learning-starts 20 --total-timesteps 45 --eval-every 30 --eval-rollouts 1 --batch-size 8"
-        args = learning.parse(module, ["--run-dir", str(tmp_path / name), *short.split(), *flags.split()])
+        short = "--learning-starts 20 --total-timesteps 45 --eval-every 30 --eval-rollouts 1 --batch-size 8"
+        given = ["--env-id", "ODE", "--run-dir", str(tmp_path / name), *short.split(), *flags.split()]
+        args = learning.parse(module, given)
         run = module.train(args)
         run.close()
         for file in (run._metrics, run._train):
