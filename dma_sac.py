@@ -26,12 +26,12 @@ class Args(aib_run.Args):  # --env-id, --seed, --total-timesteps, --resume, ... 
     batch_size: aib_run.Count = 256  # transitions per gradient step
     gamma: aib_run.Fraction = 0.99  # discount factor
     tau: aib_run.Fraction = 0.005  # smoothing coefficient of the target networks
-    bootstrap_at_limit: bool = True  # does value lie beyond an episode's time limit? (the authors: no)
+    bootstrap_at_limit: bool = True  # bootstrap at an episode's time limit (the authors do not)
     policy_lr: aib_run.Fraction = 3e-4  # learning rate of the policy
     q_lr: aib_run.Fraction = 1e-3  # learning rate of the Q-functions and the temperature
     dynamics_lr: aib_run.Fraction = 3e-4  # learning rate of encoder and dynamics model
     mask_prob: aib_run.Fraction = 0.2  # probability with which the encoder's inputs are masked in training
-    normalise: bool = True  # AvgL1Norm behind the encoder's embedding and SimNorm at its end
+    normalise: bool = True  # norms: AvgL1Norm on the embedded transitions, SimNorm on z
     kl_beta: aib_run.Fraction = 0.0  # DMA-Pearl: Gaussian encoder, no masks, no norms; dynamics loss x (1 + beta KL)
 
 
@@ -88,7 +88,7 @@ class Encoder(nn.Module):
         self.normalise = normalise
 
     def mask(self, x):
-        """Hides whole vectors, each with probability `mask_prob`."""
+        """Sets a state, an action or a change to zero as a whole, each with probability `mask_prob`."""
         keep = torch.rand(*x.shape[:2], 1, device=x.device) >= self.mask_prob
         return x * keep
 
@@ -288,7 +288,7 @@ class Agent(nn.Module):
         # From here on z is a constant.
         z = z.detach()
 
-        # Critics. Episodes end by time limit only, so the target bootstraps there, too.
+        # Critics. Episodes end by time limit only, so by default the target bootstraps there, too.
         with torch.no_grad():
             next_actions, next_log_pi = self.actor.get_action(next_obs, z)
             next_obs_actions = torch.cat([next_obs, next_actions], 1)
@@ -310,7 +310,7 @@ class Agent(nn.Module):
             # Policy
             losses["actor_loss"], log_pi = self.actor_loss(obs, z)
             self.actor_optimizer.zero_grad()
-            losses["actor_loss"].backward(inputs=list(self.actor.parameters()))  # none needed of the Q-functions
+            losses["actor_loss"].backward(inputs=list(self.actor.parameters()))  # the Q-functions need none
             self.actor_optimizer.step()
 
             # Temperature
@@ -381,11 +381,11 @@ def train(args):
         return returns, diverged, diagnostics
 
     while run.global_step < args.total_timesteps:
-        # An episode in all training contexts at once. Before it comes a warm-up (t < 0), which fills the window.
+        # An episode in all training contexts at once. Before it come K steps of warm-up (t < 0), which fill the window.
         history.begin()
         for t in range(-agent.window_size, steps):
             if t in (-agent.window_size, 0):  # the warm-up and the episode each begin with a reset
-                seeds = aib_envs.reset_seeds(n, 0, args.seed, run.episode, int(t < 0))  # 0: none of evaluation's
+                seeds = aib_envs.reset_seeds(n, 0, args.seed, run.episode, int(t < 0))  # 0: evaluation's begin with 1
                 obs, _ = envs.reset(seed=seeds)
             learning = run.episode * steps + max(t, 0) >= args.learning_starts
             actions = 2 * torch.rand(n, act_dim).numpy() - 1  # always drawn, so that published runs can be repeated

@@ -28,12 +28,12 @@ class Args(aib_run.Args):  # --env-id, --seed, --total-timesteps, --resume, ... 
     batch_size: aib_run.Count = 256  # transitions per gradient step
     gamma: aib_run.Fraction = 0.99  # discount factor
     tau: aib_run.Fraction = 0.005  # smoothing coefficient of the target networks
-    bootstrap_at_limit: bool = True  # does value lie beyond an episode's time limit? (the authors: no)
+    bootstrap_at_limit: bool = True  # bootstrap at an episode's time limit (the authors do not)
     policy_lr: aib_run.Fraction = 3e-4  # learning rate of the policy
     q_lr: aib_run.Fraction = 1e-3  # learning rate of the Q-functions and the temperature
     dynamics_lr: aib_run.Fraction = 3e-4  # learning rate of encoder and dynamics model
     mask_prob: aib_run.Fraction = 0.4  # probability with which the encoder's inputs are masked in training
-    normalise: bool = True  # AvgL1Norm behind the encoder's embedding and SimNorm at its end
+    normalise: bool = True  # norms: AvgL1Norm on the embedded transitions, SimNorm on z
     rl_only: bool = False  # hypernetworks for policy and Q-functions only; the dynamics model sees z as an input
 
 
@@ -90,7 +90,7 @@ class Encoder(nn.Module):
         self.normalise = normalise
 
     def mask(self, x):
-        """Hides whole vectors, each with probability `mask_prob`."""
+        """Sets a state, an action or a change to zero as a whole, each with probability `mask_prob`."""
         keep = torch.rand(*x.shape[:2], 1, device=x.device) >= self.mask_prob
         return x * keep
 
@@ -112,7 +112,8 @@ class Encoder(nn.Module):
 # Eq. 3: an adapter turns the output x [256] of a network's trunk into
 #     ReLU(x + W_up ReLU(W_down x + b_down) + b_up),    W_down [32, 256], W_up [256, 32].
 # These are 16,672 numbers for each sample. The hypernetwork generates them in chunks of 512: chunk j has a learned
-# embedding e_j, and one small network turns [z; e_j] into the chunk. `Hypernetwork.chunks` and `adapt_plainly` say so.
+# embedding e_j, and one small network turns [z; e_j] into the chunk. `Hypernetwork.chunks` and `adapt_plainly` write
+# this out, for reading and for the tests. Training computes the same faster.
 BOTTLENECK = 32  # size of the adapter's hidden layer
 CHUNK = 512  # numbers in a chunk: a multiple of WIDTH, so that chunks hold whole rows of the matrices
 EMBEDDING = 8  # size of a chunk's embedding e_j
@@ -139,9 +140,10 @@ def adapt_plainly(x, chunks):
 
 
 # That is the definition. What runs is the same function without the matrices: a gradient step takes half the time.
-# The small network's features f [64] become the chunk M f + m. A row in it is M_r f + m_r, with M_r [256, 64] and m_r
-# [256] in W_down. The row times x is [x M_r, x m_r] [f; 1]. The left factor has no f: one product serves all samples.
-# The right one is each sample's own, and small.
+# The small network's last layer (weight M, bias m) turns features f [64] into a chunk, M f + m. A row of W_down is a
+# part of it, w = M_r f + m_r, with M_r [256, 64] and m_r [256]. The adapter only needs w times x. That is the product
+# of [x M_r, x m_r] and [f; 1]. The first factor has no f: one product with M and m, which all samples share, makes it
+# for the whole batch. The second is each sample's own, and small.
 class Omega(NamedTuple):
     """The adapter's weights, never written out: each sample's features f and biases, and the last layer, which all
     samples share."""
@@ -378,12 +380,12 @@ class Agent(nn.Module):
         predicted = self.dynamics(obs_actions, z)
         losses["dynamics_loss"] = F.mse_loss(predicted, next_obs - obs)
         self.dynamics_optimizer.zero_grad()
-        losses["dynamics_loss"].backward()  # the optimizer steps last: ablations add other losses' gradients
+        losses["dynamics_loss"].backward()  # the optimizer steps last, as in dmash_sac.py
 
         # From here on z is a constant. But the RL losses train the hypernetworks of their own modules.
         z = z.detach()
 
-        # Critics. Episodes end by time limit only, so the target bootstraps there, too.
+        # Critics. Episodes end by time limit only, so by default the target bootstraps there, too.
         with torch.no_grad():
             next_actions, next_log_pi = self.actor.get_action(next_obs, z)
             next_obs_actions = torch.cat([next_obs, next_actions], 1)
@@ -405,7 +407,7 @@ class Agent(nn.Module):
             # Policy
             losses["actor_loss"], log_pi = self.actor_loss(obs, z)
             self.actor_optimizer.zero_grad()
-            losses["actor_loss"].backward(inputs=list(self.actor.parameters()))  # none needed of the Q-functions
+            losses["actor_loss"].backward(inputs=list(self.actor.parameters()))  # the Q-functions need none
             self.actor_optimizer.step()
 
             # Temperature
@@ -476,11 +478,11 @@ def train(args):
         return returns, diverged, diagnostics
 
     while run.global_step < args.total_timesteps:
-        # An episode in all training contexts at once. Before it comes a warm-up (t < 0), which fills the window.
+        # An episode in all training contexts at once. Before it come K steps of warm-up (t < 0), which fill the window.
         history.begin()
         for t in range(-agent.window_size, steps):
             if t in (-agent.window_size, 0):  # the warm-up and the episode each begin with a reset
-                seeds = aib_envs.reset_seeds(n, 0, args.seed, run.episode, int(t < 0))  # 0: none of evaluation's
+                seeds = aib_envs.reset_seeds(n, 0, args.seed, run.episode, int(t < 0))  # 0: evaluation's begin with 1
                 obs, _ = envs.reset(seed=seeds)
             learning = run.episode * steps + max(t, 0) >= args.learning_starts
             actions = 2 * torch.rand(n, act_dim).numpy() - 1  # always drawn, so that published runs can be repeated

@@ -28,14 +28,14 @@ class Args(aib_run.Args):  # --env-id, --seed, --total-timesteps, --resume, ... 
     batch_size: aib_run.Count = 256  # transitions per gradient step
     gamma: aib_run.Fraction = 0.99  # discount factor
     tau: aib_run.Fraction = 0.005  # smoothing coefficient of the target networks
-    bootstrap_at_limit: bool = True  # does value lie beyond an episode's time limit? (the authors: no)
+    bootstrap_at_limit: bool = True  # bootstrap at an episode's time limit (the authors do not)
     policy_lr: aib_run.Fraction = 3e-4  # learning rate of the policy
     q_lr: aib_run.Fraction = 1e-3  # learning rate of the Q-functions and the temperature
     dynamics_lr: aib_run.Fraction = 3e-4  # learning rate of encoder, hypernetwork and dynamics model
     mask_prob: aib_run.Fraction = 0.4  # probability with which the encoder's inputs are masked in training
-    normalise: bool = True  # AvgL1Norm behind the encoder's embedding and SimNorm at its end
-    detach_critic: bool = True  # is omega a constant for the critics' loss? (ablation)
-    detach_actor: bool = True  # is omega a constant for the policy's loss? (ablation)
+    normalise: bool = True  # norms: AvgL1Norm on the embedded transitions, SimNorm on z
+    detach_critic: bool = True  # the Q-functions' loss sees omega as a constant; without it: an ablation
+    detach_actor: bool = True  # the policy's loss sees omega as a constant; without it: an ablation
 
 
 POLICY_FREQUENCY = 2  # the policy is updated every second gradient step, twice
@@ -93,7 +93,7 @@ class Encoder(nn.Module):
         self.normalise = normalise
 
     def mask(self, x):
-        """Hides whole vectors, each with probability `mask_prob`."""
+        """Sets a state, an action or a change to zero as a whole, each with probability `mask_prob`."""
         keep = torch.rand(*x.shape[:2], 1, device=x.device) >= self.mask_prob
         return x * keep
 
@@ -115,7 +115,8 @@ class Encoder(nn.Module):
 # Eq. 3: an adapter turns the output x [256] of a network's trunk into
 #     ReLU(x + W_up ReLU(W_down x + b_down) + b_up),    W_down [32, 256], W_up [256, 32].
 # These are 16,672 numbers for each sample. The hypernetwork generates them in chunks of 512: chunk j has a learned
-# embedding e_j, and one small network turns [z; e_j] into the chunk. `Hypernetwork.chunks` and `adapt_plainly` say so.
+# embedding e_j, and one small network turns [z; e_j] into the chunk. `Hypernetwork.chunks` and `adapt_plainly` write
+# this out, for reading and for the tests. Training computes the same faster.
 BOTTLENECK = 32  # size of the adapter's hidden layer
 CHUNK = 512  # numbers in a chunk: a multiple of WIDTH, so that chunks hold whole rows of the matrices
 EMBEDDING = 8  # size of a chunk's embedding e_j
@@ -142,9 +143,10 @@ def adapt_plainly(x, chunks):
 
 
 # That is the definition. What runs is the same function without the matrices: a gradient step takes half the time.
-# The small network's features f [64] become the chunk M f + m. A row in it is M_r f + m_r, with M_r [256, 64] and m_r
-# [256] in W_down. The row times x is [x M_r, x m_r] [f; 1]. The left factor has no f: one product serves all samples.
-# The right one is each sample's own, and small.
+# The small network's last layer (weight M, bias m) turns features f [64] into a chunk, M f + m. A row of W_down is a
+# part of it, w = M_r f + m_r, with M_r [256, 64] and m_r [256]. The adapter only needs w times x. That is the product
+# of [x M_r, x m_r] and [f; 1]. The first factor has no f: one product with M and m, which all samples share, makes it
+# for the whole batch. The second is each sample's own, and small.
 class Omega(NamedTuple):
     """The adapter's weights, never written out: each sample's features f and biases, and the last layer, which all
     samples share."""
@@ -373,7 +375,7 @@ class Agent(nn.Module):
         # From here on omega is a constant.
         omega = omega.detach()
 
-        # Critics. Episodes end by time limit only, so the target bootstraps there, too.
+        # Critics. Episodes end by time limit only, so by default the target bootstraps there, too.
         with torch.no_grad():
             next_actions, next_log_pi = self.actor.get_action(next_obs, omega)
             next_obs_actions = torch.cat([next_obs, next_actions], 1)
@@ -470,11 +472,11 @@ def train(args):
         return returns, diverged, diagnostics
 
     while run.global_step < args.total_timesteps:
-        # An episode in all training contexts at once. Before it comes a warm-up (t < 0), which fills the window.
+        # An episode in all training contexts at once. Before it come K steps of warm-up (t < 0), which fill the window.
         history.begin()
         for t in range(-agent.window_size, steps):
             if t in (-agent.window_size, 0):  # the warm-up and the episode each begin with a reset
-                seeds = aib_envs.reset_seeds(n, 0, args.seed, run.episode, int(t < 0))  # 0: none of evaluation's
+                seeds = aib_envs.reset_seeds(n, 0, args.seed, run.episode, int(t < 0))  # 0: evaluation's begin with 1
                 obs, _ = envs.reset(seed=seeds)
             learning = run.episode * steps + max(t, 0) >= args.learning_starts
             actions = 2 * torch.rand(n, act_dim).numpy() - 1  # always drawn, so that published runs can be repeated

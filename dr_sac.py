@@ -25,7 +25,7 @@ class Args(aib_run.Args):  # --env-id, --seed, --total-timesteps, --resume, ... 
     batch_size: aib_run.Count = 256  # transitions per gradient step
     gamma: aib_run.Fraction = 0.99  # discount factor
     tau: aib_run.Fraction = 0.005  # smoothing coefficient of the target networks
-    bootstrap_at_limit: bool = True  # does value lie beyond an episode's time limit? (the authors: no)
+    bootstrap_at_limit: bool = True  # bootstrap at an episode's time limit (the authors do not)
     policy_lr: aib_run.Fraction = 3e-4  # learning rate of the policy
     q_lr: aib_run.Fraction = 1e-3  # learning rate of the Q-functions and the temperature
     context_aware: bool = False  # append the true context to the observation (Concat)
@@ -168,7 +168,7 @@ class Agent(nn.Module):
         losses = {}
         obs_actions = torch.cat([obs, actions], 1)
 
-        # Critics. Episodes end by time limit only, so the target bootstraps there, too.
+        # Critics. Episodes end by time limit only, so by default the target bootstraps there, too.
         with torch.no_grad():
             next_actions, next_log_pi = self.actor.get_action(next_obs)
             next_obs_actions = torch.cat([next_obs, next_actions], 1)
@@ -190,7 +190,7 @@ class Agent(nn.Module):
             # Policy
             losses["actor_loss"], log_pi = self.actor_loss(obs)
             self.actor_optimizer.zero_grad()
-            losses["actor_loss"].backward(inputs=list(self.actor.parameters()))  # none needed of the Q-functions
+            losses["actor_loss"].backward(inputs=list(self.actor.parameters()))  # the Q-functions need none
             self.actor_optimizer.step()
 
             # Temperature
@@ -257,11 +257,11 @@ def train(args):
         return returns, diverged, diagnostics
 
     while run.global_step < args.total_timesteps:
-        # An episode in all training contexts at once. Before it comes a warm-up (t < 0), which fills the window.
+        # An episode in all training contexts at once. Before it come K steps of warm-up (t < 0), which fill the window.
         history.begin()
         for t in range(-agent.window_size, steps):
             if t in (-agent.window_size, 0):  # the warm-up and the episode each begin with a reset
-                seeds = aib_envs.reset_seeds(n, 0, args.seed, run.episode, int(t < 0))  # 0: none of evaluation's
+                seeds = aib_envs.reset_seeds(n, 0, args.seed, run.episode, int(t < 0))  # 0: evaluation's begin with 1
                 obs, _ = envs.reset(seed=seeds)
             learning = run.episode * steps + max(t, 0) >= args.learning_starts
             actions = 2 * torch.rand(n, act_dim).numpy() - 1  # always drawn, so that published runs can be repeated

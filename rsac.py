@@ -35,7 +35,7 @@ class Args(aib_run.Args):  # --env-id, --seed, --total-timesteps, --resume, ... 
     q_lr: aib_run.Fraction = 1e-3  # learning rate of the Q-functions and the temperature
     encoder_lr: aib_run.Fraction = 3e-4  # learning rate of the Q-functions' encoder and hypernetwork
     mask_prob: aib_run.Fraction | None = None  # probability of masking inputs in training: 0.2, with hypernetwork 0.4
-    normalise: bool = True  # AvgL1Norm behind the encoder's embedding and SimNorm at its end
+    normalise: bool = True  # norms: AvgL1Norm on the embedded transitions, SimNorm on z
     hypernetwork: bool = False  # z generates adapters (RSAC-H) instead of being an input
     bias_init: bool = False  # at first the generated adapters do not depend on z (Beck et al. 2022)
 
@@ -118,7 +118,8 @@ class Encoder(nn.Module):
 # Eq. 3: an adapter turns the output x [256] of a network's trunk into
 #     ReLU(x + W_up ReLU(W_down x + b_down) + b_up),    W_down [32, 256], W_up [256, 32].
 # These are 16,672 numbers for each sample. The hypernetwork generates them in chunks of 512: chunk j has a learned
-# embedding e_j, and one small network turns [z; e_j] into the chunk. `Hypernetwork.chunks` and `adapt_plainly` say so.
+# embedding e_j, and one small network turns [z; e_j] into the chunk. `Hypernetwork.chunks` and `adapt_plainly` write
+# this out, for reading and for the tests. Training computes the same faster.
 BOTTLENECK = 32  # size of the adapter's hidden layer
 CHUNK = 512  # numbers in a chunk: a multiple of WIDTH, so that chunks hold whole rows of the matrices
 EMBEDDING = 8  # size of a chunk's embedding e_j
@@ -145,9 +146,10 @@ def adapt_plainly(x, chunks):
 
 
 # That is the definition. What runs is the same function without the matrices: a gradient step takes half the time.
-# The small network's features f [64] become the chunk M f + m. A row in it is M_r f + m_r, with M_r [256, 64] and m_r
-# [256] in W_down. The row times x is [x M_r, x m_r] [f; 1]. The left factor has no f: one product serves all samples.
-# The right one is each sample's own, and small.
+# The small network's last layer (weight M, bias m) turns features f [64] into a chunk, M f + m. A row of W_down is a
+# part of it, w = M_r f + m_r, with M_r [256, 64] and m_r [256]. The adapter only needs w times x. That is the product
+# of [x M_r, x m_r] and [f; 1]. The first factor has no f: one product with M and m, which all samples share, makes it
+# for the whole batch. The second is each sample's own, and small.
 class Omega(NamedTuple):
     """The adapter's weights, never written out: each sample's features f and biases, and the last layer, which all
     samples share."""
@@ -385,7 +387,7 @@ class Agent(nn.Module):
         obs_actions = torch.cat([obs, actions], 1)
         window = mask(window, self.mask_prob)  # every loss sees the same
 
-        # Critics and their encoder. Episodes end by time limit only, so the target bootstraps there, too.
+        # Critics and their encoder. Episodes end by time limit only, so by default the target bootstraps there.
         with torch.no_grad():
             next_actions, next_log_pi = self.actor.get_action(next_obs, self.infer_for_actor(window))
             next_obs_actions = torch.cat([next_obs, next_actions], 1)
@@ -411,7 +413,7 @@ class Agent(nn.Module):
             # Policy and its encoder
             losses["actor_loss"], log_pi = self.actor_loss(obs, window)
             self.actor_optimizer.zero_grad()
-            losses["actor_loss"].backward(inputs=self.actor_parameters)  # none needed of the Q-functions
+            losses["actor_loss"].backward(inputs=self.actor_parameters)  # the Q-functions need none
             self.actor_optimizer.step()
 
             # Temperature
@@ -479,11 +481,11 @@ def train(args):
         return returns, diverged, diagnostics
 
     while run.global_step < args.total_timesteps:
-        # An episode in all training contexts at once. Before it comes a warm-up (t < 0), which fills the window.
+        # An episode in all training contexts at once. Before it come K steps of warm-up (t < 0), which fill the window.
         history.begin()
         for t in range(-agent.window_size, steps):
             if t in (-agent.window_size, 0):  # the warm-up and the episode each begin with a reset
-                seeds = aib_envs.reset_seeds(n, 0, args.seed, run.episode, int(t < 0))  # 0: none of evaluation's
+                seeds = aib_envs.reset_seeds(n, 0, args.seed, run.episode, int(t < 0))  # 0: evaluation's begin with 1
                 obs, _ = envs.reset(seed=seeds)
             learning = run.episode * steps + max(t, 0) >= args.learning_starts
             actions = 2 * torch.rand(n, act_dim).numpy() - 1  # always drawn, so that published runs can be repeated
