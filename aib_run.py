@@ -162,14 +162,19 @@ def args_of(cls, directory, config):
     hints = typing.get_type_hints(cls)
     args = cls()
     for name, value in config["args"].items():
-        commit = config.get("commit") or "unknown"
         if name not in hints:
-            fail(f"{directory} has {flag(name)}, which {config['script']} lacks; the run is of commit {commit}")
+            fail(f"{directory} has {flag(name)}, which {config['script']} lacks; {origin_of(config)}")
         try:
             setattr(args, name, restore(hints[name], value, getattr(args, name)))
         except (ValueError, TypeError) as error:
-            fail(f"{directory}/config.json: {flag(name)}: {error}; the run is of commit {commit}")
+            fail(f"{directory}/config.json: {flag(name)}: {error}; {origin_of(config)}")
     return args
+
+
+def origin_of(config):
+    """Of which code a run is, in words."""
+    changed = " and uncommitted changes" if config.get("changed") else ""
+    return f"the run is of commit {config.get('commit') or 'unknown'}{changed}"
 
 
 def read_flags(cls, argv, default=None, description=None):
@@ -298,6 +303,7 @@ def main(cls, train, make_envs, make_agent):
     if args.eval_only:
         directory = Path(args.eval_only)
         agent = make_agent(args, make_envs(args, [{}]))
+        note_version(directory, any_config(directory), Path(sys.argv[0]))
         unfinished_at = load_weights(agent, directory)
         evaluate_only(args, make_envs, agent, unfinished_at)
     else:
@@ -450,6 +456,13 @@ def read_config(directory):
     return config
 
 
+def note_version(directory, config, script):
+    """A line on stderr if the file `script` is not, to the byte, what made the run, or went on with it last."""
+    made_by = (config.get("resumed") or [config])[-1].get("script_sha256")
+    if made_by and made_by != hashlib.sha256(script.read_bytes()).hexdigest():
+        print(f"note: {script} has changed since the run {directory}, or is another file of that name", file=sys.stderr)
+
+
 def fit(module, weights, path):
     """Puts `weights`, {name: tensor}, of a run's file `path` into a module. Ends the program with one line if they are
     of other networks."""
@@ -463,8 +476,7 @@ def fit(module, weights, path):
             reason = f"{name} is {list(weights[name].shape)}, in the script {list(own[name].shape)}"
         else:
             continue
-        commit = any_config(path.parent).get("commit") or "unknown"
-        fail(f"the weights of {path} do not fit this script: {reason}; the run is of commit {commit}")
+        fail(f"the weights of {path} do not fit this script: {reason}; {origin_of(any_config(path.parent))}")
     module.load_state_dict(weights)
 
 
@@ -546,7 +558,8 @@ def check_finite(kind, tensors, global_step):
     """Ends the program with code 3 if a tensor of {name: tensor} is not finite."""
     for name, x in tensors.items():
         if not x.isfinite().all():
-            fail(f"step {global_step}: the {kind} {name} is not finite. The last checkpoint is from before that", 3)
+            end = "A checkpoint, if there is one, is from before that"
+            fail(f"step {global_step}: the {kind} {name} is not finite. {end}", 3)
 
 
 # ------------------------------------------------------- Training -----------------------------------------------------
@@ -584,7 +597,7 @@ class Run:
         self._check_buffer()
         lengths = [0, 0]  # bytes of metrics.jsonl and train.jsonl that belong to the checkpoint
         if args.resume:
-            self._open()
+            self._open(method)
             lengths = self._restore(lengths)
         else:
             self._create(method)
@@ -617,6 +630,8 @@ class Run:
     def _create(self, method):
         """Makes and locks a new directory, which has its config.json from its first moment."""
         args = self.args
+        if not re.fullmatch(r"[\w.+-]+", method) or "__" in method:
+            fail(f"method_name says {method!r}; a name has letters, digits, and . + - _ (not two _ in a row)")
         task = aib_envs.task_name(args.env_id)
         name = f"{task}__{method}__{args.seed}__{time.time_ns() // 1_000_000}"
         self.config = {"run": name, "script": Path(sys.argv[0]).name, "method": method} | provenance()
@@ -628,10 +643,15 @@ class Run:
         self._open_lines(hidden, os.O_CREAT)
         hidden.rename(self.directory)
 
-    def _open(self):
+    def _open(self, method):
         """Takes the directory of --resume."""
         self.directory = Path(self.args.resume)
         self.config = read_config(self.directory)
+        if self.config["method"] != method:
+            fail(f"{self.directory} is a run of {self.config['method']}; {sys.argv[0]} makes {method}")
+        if not (self.directory / "train.jsonl").exists():
+            fail(f"{self.directory} cannot go on: it is a copy without train.jsonl, as in results/")
+        note_version(self.directory, self.config, Path(sys.argv[0]))
         self._open_lines(self.directory)
 
     def _open_lines(self, directory, flags=0):
@@ -769,7 +789,11 @@ class Run:
             self._bar.update(0)  # shows it where a second, or a minute, is over
 
     def add_losses(self, losses, check=True):
-        """Takes the newest losses, {name: tensor []}. With `check`, ends the program if one is not finite."""
+        """Takes the newest losses, {name: tensor []}. With `check`, ends the program if one is not finite. Raises
+        TypeError if they are anything else."""
+        values = losses.values() if isinstance(losses, dict) else [losses]
+        if not all(isinstance(x, torch.Tensor) and x.numel() == 1 for x in values):
+            raise TypeError("the losses of a gradient step must be a dict {name: tensor of one number}")
         self.losses |= losses
         if check:
             check_finite("loss", self.losses, self.global_step)
@@ -993,7 +1017,7 @@ def load_script(name):
             sys.modules[spec.name] = module
             spec.loader.exec_module(module)
             return module
-    raise ValueError(f"there is no script {name}")
+    raise ValueError(f"there is no {name} in {ROOT}, its relatives/ and the working directory; start beside it")
 
 
 def load_agent(directory):
@@ -1004,6 +1028,9 @@ def load_agent(directory):
         module = load_script(config["script"])
     args = args_of(module.Args, directory, config)
     check_args(args)
+    if module.method_name(args) != config["method"]:
+        fail(f"{directory} is a run of {config['method']}; {module.__file__} makes {module.method_name(args)}")
+    note_version(directory, config, Path(module.__file__))
     agent = module.make_agent(args, module.make_envs(args, [{}]))
     load_weights(agent, directory)
     return agent, args, module.make_envs

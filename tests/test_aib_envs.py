@@ -626,6 +626,19 @@ def test_a_task_of_another_file_that_gymnasium_does_not_know_is_named(monkeypatc
         aib_envs.get_task("tasks_without_registration:Other")
 
 
+def test_a_task_file_may_lie_where_one_starts(monkeypatch, tmp_path):
+    code = "import aib_envs, gymnasium\naib_envs.TASKS |= {'Here': aib_envs.TASKS['DI']}\n"
+    code += "gymnasium.register('AIB/Here-v0', 'aib_envs:DoubleIntegrator', kwargs={'env_id': 'Here'})\n"
+    (tmp_path / "tasks_where_one_starts.py").write_text(code)
+    monkeypatch.setattr(aib_envs, "TASKS", dict(aib_envs.TASKS))
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.chdir(tmp_path)
+    assert aib_envs.get_task("tasks_where_one_starts:Here") == aib_envs.TASKS["DI"]
+    gym.registry.pop("AIB/Here-v0")
+    with pytest.raises(ValueError, match="DI is a task of the benchmark"):
+        aib_envs.get_task("tasks_where_one_starts:DI")
+
+
 @pytest.mark.parametrize("env_id", ["DI", "ODE-3", "Cheetah", "HopperGym"])
 @pytest.mark.parametrize("field", ["obs_dim", "act_dim"])
 def test_a_row_with_wrong_sizes_is_named_with_the_right_ones(env_id, field, monkeypatch):

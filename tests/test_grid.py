@@ -249,6 +249,8 @@ def one_line(process, name):
         ({"STEPS": "1e5"}, "STEPS"),
         ({"METHODS": "DR SAC"}, "METHODS"),
         ({"METHODS": "DMAstr-SH"}, "DMAstar-SH"),
+        ({"METHODS": "dr"}, "did you mean DR"),
+        ({"METHODS": "DR,DMAstar"}, "spaces"),
         ({"METHODS": None, "METHOD": "DR"}, "METHODS"),
         ({"ENVS": None, "ENV": "DI"}, "ENVS"),
         ({"SEEDS": None, "SEED": "3"}, "SEEDS"),
@@ -340,6 +342,21 @@ def test_a_task_of_a_module_has_its_own_name_in_tables(repo, tmp_path):
 def test_a_broken_script_gets_one_line(repo):
     (repo.root / "dr_sac.py").write_text("import no_such_package\n")
     assert one_line(repo(), "no_such_package")
+
+
+def test_two_scripts_of_one_name_get_one_line(repo):
+    (repo.root / "mine").mkdir()
+    repo.write_script("mine/dr_sac.py", '"HyperZero"')
+    table = repo.root / "tools" / "methods.py"
+    table.write_text(table.read_text().replace('"relatives/hyperzero.py"', '"mine/dr_sac.py"'))
+    assert one_line(repo(METHODS="DR HyperZero"), "mine/dr_sac.py") and one_line(repo(METHODS="HyperZero DR"), "mine")
+
+
+@pytest.mark.parametrize("name", ["Args", "method_name"])
+def test_a_script_without_a_part_that_grids_need_gets_one_line(name, repo):
+    path = repo.root / "dr_sac.py"
+    path.write_text(path.read_text().replace(f"{name}(", "Other("))
+    assert one_line(repo(), f"has no {name}")
 
 
 def test_a_method_that_is_called_otherwise(repo):

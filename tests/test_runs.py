@@ -336,6 +336,41 @@ def test_a_run_from_before_its_networks_were_changed_gets_one_line(change, named
     assert before == contents(directory)
 
 
+def test_another_script_of_the_same_name_is_noticed(copy_of, tmp_path):
+    directory, more = copy_of("dr_sac.py"), ("--total-timesteps", 220)
+    script = tmp_path / "dr_sac.py"
+    text = (ROOT / "dr_sac.py").read_text()
+    for path in (ROOT / "dr_sac.py", script):
+        script.write_text(text + "# edited\n")
+        _, err = run(path, "--eval-only", directory, cwd=tmp_path)
+        assert len(err.splitlines()) == (path == script) and (str(path) in err) == (path == script)
+    script.write_text(text.replace('return "DR"', 'return "Mine"'))
+    before = contents(directory)
+    _, err = run(script, "--resume", directory, *more, cwd=tmp_path, code=2)
+    assert "Mine" in err and before == contents(directory)
+    script.write_text(text + "# edited\n")
+    for noticed in (True, False):  # the second time it is the file that went on with it last
+        _, err = run(script, "--resume", directory, *more, "--keep-checkpoint", cwd=tmp_path)
+        assert (f"note: {script}" in err) == noticed
+        more = ("--total-timesteps", 240)
+
+
+@pytest.mark.parametrize("name", ["My/Rew", "My__Rew", "My Rew", ""])
+def test_what_a_method_cannot_be_called(name, tmp_path):
+    script = tmp_path / "mine_sac.py"
+    script.write_text((ROOT / "dr_sac.py").read_text().replace('return "DR"', f'return "{name}"'))
+    _, err = run(script, *SHORT, cwd=tmp_path, code=2)
+    assert repr(name) in err and not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("losses", [None, {"loss": 1.0}, {"loss": torch.ones(2)}], ids=str)
+def test_losses_of_another_kind_are_refused(losses):
+    run = object.__new__(aib_run.Run)
+    run.losses = {}
+    with pytest.raises(TypeError, match="losses"):
+        run.add_losses(losses)
+
+
 def test_bounds_stand_at_the_field(capsys):
     @dataclasses.dataclass
     class Bounded(aib_run.Args):
@@ -901,6 +936,7 @@ MORE = "--resume {d} --total-timesteps 600"
         (lambda d: (d / "metrics.jsonl").unlink(), MORE, "metrics.jsonl"),
         (lambda d: (d / "metrics.jsonl").write_text(""), MORE, "metrics.jsonl"),
         (lambda d: (d / "train.jsonl").write_text(""), MORE, "train.jsonl"),
+        (lambda d: (d / "train.jsonl").unlink(), MORE, "copy without train.jsonl"),
         (lambda d: [(d / x).unlink() for x in ("agent.pt", "checkpoint.pt")], "--eval-only {d}", "agent.pt"),
         (lambda d: damage(d / "agent.pt"), "--eval-only {d}", "agent.pt"),
         (lambda d: flip(d / "agent.pt"), "--eval-only {d}", "agent.pt"),

@@ -88,8 +88,10 @@ def pick(name, asked, known):
     """Refuses what is not known, with the nearest that is. `known`: {what may be asked for: what that is}."""
     for word in asked:
         if word not in known:
-            near = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
-            hint = f"did you mean {near[0]}? " if near else ""
+            lower = {one.lower(): one for one in known}
+            near = difflib.get_close_matches(word.lower(), lower, n=1, cutoff=0.5)
+            hint = f"did you mean {lower[near[0]]}? " if near else ""
+            hint = "several are separated by spaces; " if "," in word else hint
             refuse(f"{name} has {word!r}, which is unknown ({hint}{name}=list ./runs.sh names all)")
     return list(dict.fromkeys(known[word] for word in asked))
 
@@ -112,9 +114,12 @@ def import_script(script):
     if str(path.parent) not in sys.path:
         sys.path.insert(0, str(path.parent))
     try:
-        return importlib.import_module(path.stem)
+        module = importlib.import_module(path.stem)
     except Exception as error:
         refuse(f"cannot import {script} with {sys.executable}: {type(error).__name__}: {error}".partition("\n")[0])
+    if Path(module.__file__).resolve() != path.resolve():
+        refuse(f"{script} and {module.__file__} have the same name; give one of them another")
+    return module
 
 
 def check_task(task):
@@ -144,6 +149,9 @@ def parsed(method, task, seed, flags, more=()):
     the FLAGS, which come after its own `flags`."""
     module = import_script(method.script)
     aib_run = import_script("aib_run.py")
+    for name in ("Args", "method_name"):
+        if not hasattr(module, name):
+            refuse(f"{method.script} has no {name}")
     said, argv = io.StringIO(), sys.argv
     sys.argv = [method.script, "--env-id", task, "--seed", str(seed), *flags, *more]
     try:
@@ -157,7 +165,8 @@ def parsed(method, task, seed, flags, more=()):
         sys.argv = argv
     if name != method.name:
         start = "with these FLAGS " if more else ""
-        end = f"; give METHODS={name}" if name in METHODS else ""
+        end = "" if more else f"; let that return {method.name}, or the row have its name"
+        end = f"; give METHODS={name}" if more and name in METHODS else end
         refuse(f"{start}{method.name} of tools/methods.py is {name} to method_name in {method.script}{end}")
     return aib_run.saved_args(args), aib_run.saved_args(module.Args())
 

@@ -988,7 +988,8 @@ not fail" that of DR and DMA*-SH. Seeds stand in the same order. A kind of tasks
 - Holm: p is corrected for the number of questions in the table, a set and claim each. Those whose p, uncorrected, so
   few seeds cannot bring to 0.05 are not counted.
 - A claim *holds* if the corrected p is at most 0.05, and *does not hold* if that is so of the opposite claim, which is
-  tested by itself. Three seeds against three reach p = 0.05 at best, so a single task needs about five to decide.
+  tested by itself. Three seeds against three reach p = 0.05 at best. Where eight questions
+  are asked, a single task needs five against five, or eight against three.
 """
 
 
@@ -1075,7 +1076,8 @@ def add_verdicts(page, heading, name, rows):
     page.table(heading, name, rows, shown=side_by_side(rows))
     if few:
         claims = [f"{row['claim']} ({row.get('tasks', 'seeds')}: {row['seeds']})" for row in few]
-        text = f"Too few seeds to decide: {'; '.join(dict.fromkeys(claims))}.\n"
+        text = "Too few seeds to decide (it takes 3/3 in one task, or 2/2 in each of two): "
+        text += f"{'; '.join(dict.fromkeys(claims))}.\n"
         page.text(heading, text.replace("*", "\\*"))
 
 
