@@ -988,8 +988,8 @@ not fail" that of DR and DMA*-SH. Seeds stand in the same order. A kind of tasks
 - Holm: p is corrected for the number of questions in the table, a set and claim each. Those whose p, uncorrected, so
   few seeds cannot bring to 0.05 are not counted.
 - A claim *holds* if the corrected p is at most 0.05, and *does not hold* if that is so of the opposite claim, which is
-  tested by itself. Three seeds against three reach p = 0.05 at best. Where eight questions
-  are asked, a single task needs five against five, or eight against three.
+  tested by itself. Three seeds against three reach p = 0.05 at best. Where eight questions are asked, a single task
+  needs five against five, or eight against three.
 """
 
 
