@@ -1,6 +1,7 @@
 """The trained agents in agents/ do what their results.json says."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +41,15 @@ def test_an_agent_is_small_and_names_no_machine(agent):
     assert (agent / "agent.pt").stat().st_size < 2 * 2**20
     for name in ("config.json", "results.json"):
         assert json.loads((agent / name).read_text())["args"]["run_dir"] == "runs"
+
+
+def test_an_agent_of_a_method_that_its_script_does_not_make_is_refused(tmp_path, capsys):
+    directory = Path(shutil.copytree(DIRECTORY / "DI__DR", tmp_path / "agent"))
+    config = json.loads((directory / "config.json").read_text())
+    (directory / "config.json").write_text(json.dumps(config | {"method": "Mine"}))
+    with pytest.raises(SystemExit):
+        aib_run.load_agent(directory)
+    assert "Mine" in capsys.readouterr().err
 
 
 def test_two_agents_side_by_side(tmp_path, capsys):
