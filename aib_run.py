@@ -825,7 +825,8 @@ class Run:
 
         history: an `aib_envs.History` of the training contexts, in their order."""
         if not history.lengths.any():
-            fail("every simulation diverged at its first step: there is nothing to learn from", 3)
+            reason = "its physics failed, or its reward or an observation is not finite"
+            fail(f"every simulation diverged at its first step ({reason}): there is nothing to learn from", 3)
         self.episode += 1
         if self.global_step > 0:
             self._log_returns(history.rewards.sum(1))
