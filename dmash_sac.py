@@ -34,8 +34,8 @@ class Args(aib_run.Args):  # --env-id, --seed, --total-timesteps, --resume, ... 
     dynamics_lr: aib_run.Fraction = 3e-4  # learning rate of encoder, hypernetwork and dynamics model
     mask_prob: aib_run.Fraction = 0.4  # probability with which the encoder's inputs are masked in training
     normalise: bool = True  # norms: AvgL1Norm on the embedded transitions, SimNorm on z
-    detach_critic: bool = True  # the Q-functions' loss sees omega as a constant; without it: an ablation
-    detach_actor: bool = True  # the policy's loss sees omega as a constant; without it: an ablation
+    detach_critic: bool = True  # omega is a constant for the Q-loss (if not: an ablation)
+    detach_actor: bool = True  # omega is a constant for the policy's loss (if not: an ablation)
 
 
 POLICY_FREQUENCY = 2  # the policy is updated every second gradient step, twice
@@ -472,7 +472,7 @@ def train(args):
         return returns, diverged, diagnostics
 
     while run.global_step < args.total_timesteps:
-        # An episode in all training contexts at once. Before it come K steps of warm-up (t < 0), which fill the window.
+        # An episode in all training contexts at once, after K steps of warm-up (t < 0).
         history.begin()
         for t in range(-agent.window_size, steps):
             if t in (-agent.window_size, 0):  # the warm-up and the episode each begin with a reset

@@ -257,7 +257,7 @@ def train(args):
         return returns, diverged, diagnostics
 
     while run.global_step < args.total_timesteps:
-        # An episode in all training contexts at once. Before it come K steps of warm-up (t < 0), which fill the window.
+        # An episode in all training contexts at once, after K steps of warm-up (t < 0).
         history.begin()
         for t in range(-agent.window_size, steps):
             if t in (-agent.window_size, 0):  # the warm-up and the episode each begin with a reset

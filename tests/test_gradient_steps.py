@@ -87,5 +87,6 @@ def test_published_runs_are_those_that_the_scripts_would_make_now():
         flags = [*method.flags.split(), "--total-timesteps", str(args["total_timesteps"])]
         now, defaults = plan.parsed(method, args["env_id"], args["seed"], flags)
         published, today = plan.identity(method.name, args, defaults), plan.identity(method.name, now)
-        changed = {name: (published[name], today[name]) for name in today if published[name] != today[name]}
+        pairs = {name: (published.get(name), today.get(name)) for name in published | today}
+        changed = {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
         assert not changed, f"{method.script} would not make {path.parent.name} again: {changed}"
