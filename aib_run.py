@@ -303,7 +303,8 @@ def main(cls, train, make_envs, make_agent):
     if args.eval_only:
         directory = Path(args.eval_only)
         agent = make_agent(args, make_envs(args, [{}]))
-        note_version(directory, any_config(directory), Path(sys.argv[0]))
+        method = train.__globals__["method_name"](args)  # the script's
+        check_script(directory, any_config(directory), Path(sys.argv[0]), method)
         unfinished_at = load_weights(agent, directory)
         evaluate_only(args, make_envs, agent, unfinished_at)
     else:
@@ -456,8 +457,11 @@ def read_config(directory):
     return config
 
 
-def note_version(directory, config, script):
-    """A line on stderr if the file `script` is not, to the byte, what made the run, or went on with it last."""
+def check_script(directory, config, script, method):
+    """Ends the program with one line if `method`, which `script` makes with these arguments, is not the run's. A line
+    on stderr if the file is not, to the byte, what made the run or went on with it last."""
+    if config["method"] != method:
+        fail(f"{directory} is a run of {config['method']}; {script} makes {method}")
     made_by = (config.get("resumed") or [config])[-1].get("script_sha256")
     if made_by and made_by != hashlib.sha256(script.read_bytes()).hexdigest():
         print(f"note: {script} has changed since the run {directory}, or is another file of that name", file=sys.stderr)
@@ -647,11 +651,9 @@ class Run:
         """Takes the directory of --resume."""
         self.directory = Path(self.args.resume)
         self.config = read_config(self.directory)
-        if self.config["method"] != method:
-            fail(f"{self.directory} is a run of {self.config['method']}; {sys.argv[0]} makes {method}")
         if not (self.directory / "train.jsonl").exists():
             fail(f"{self.directory} cannot go on: it is a copy without train.jsonl, as in results/")
-        note_version(self.directory, self.config, Path(sys.argv[0]))
+        check_script(self.directory, self.config, Path(sys.argv[0]), method)
         self._open_lines(self.directory)
 
     def _open_lines(self, directory, flags=0):
@@ -1029,9 +1031,7 @@ def load_agent(directory):
         module = load_script(config["script"])
     args = args_of(module.Args, directory, config)
     check_args(args)
-    if module.method_name(args) != config["method"]:
-        fail(f"{directory} is a run of {config['method']}; {module.__file__} makes {module.method_name(args)}")
-    note_version(directory, config, Path(module.__file__))
+    check_script(directory, config, Path(module.__file__), module.method_name(args))
     agent = module.make_agent(args, module.make_envs(args, [{}]))
     load_weights(agent, directory)
     return agent, args, module.make_envs

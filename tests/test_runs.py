@@ -346,8 +346,9 @@ def test_another_script_of_the_same_name_is_noticed(copy_of, tmp_path):
         assert len(err.splitlines()) == (path == script) and (str(path) in err) == (path == script)
     script.write_text(text.replace('return "DR"', 'return "Mine"'))
     before = contents(directory)
-    _, err = run(script, "--resume", directory, *more, cwd=tmp_path, code=2)
-    assert "Mine" in err and before == contents(directory)
+    for flags in (("--resume", directory, *more), ("--eval-only", directory)):
+        _, err = run(script, *flags, cwd=tmp_path, code=2)
+        assert "Mine" in err and before == contents(directory)
     script.write_text(text + "# edited\n")
     for noticed in (True, False):  # the second time it is the file that went on with it last
         _, err = run(script, "--resume", directory, *more, "--keep-checkpoint", cwd=tmp_path)
