@@ -162,11 +162,12 @@ def test_home_in_a_path(tmp_path, monkeypatch):
     assert not (tmp_path / "~").exists()
 
 
-@pytest.mark.parametrize("flags", [["--collcet", "x"], ["--out", "/dev/null/x"]])
+@pytest.mark.parametrize("flags", [["--collcet", "x"], ["--out", "/dev/null/x"], ["rnus", "runs/."]])
 def test_bad_input_gets_one_line(flags, tmp_path, monkeypatch, capsys):
     make_run(tmp_path / "runs", "DR", 1, 10)
     error = refused(flags, tmp_path, monkeypatch, capsys)
     assert len(error.splitlines()) == 1 and any(flag[:9] in error for flag in flags)
+    assert not (tmp_path / "report").exists()
 
 
 def refused(flags, directory, monkeypatch, capsys):

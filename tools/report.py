@@ -1300,10 +1300,18 @@ def path_of(text):
     return Path(os.path.expanduser(text))
 
 
+def runs_path(text):
+    """The same of a directory that must be there: a slip of the pen in one of many should not go unnoticed."""
+    path = path_of(text)
+    if not os.path.lexists(path):  # a link to nothing is reported with the rest
+        raise argparse.ArgumentTypeError(f"there is no {text}")
+    return path
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.error = fail
-    parser.add_argument("runs", nargs="*", type=path_of, default=[Path("runs")], help="directories, at any depth")
+    parser.add_argument("runs", nargs="*", type=runs_path, default=[Path("runs")], help="directories, at any depth")
     parser.add_argument("--out", type=path_of, default=Path("report"), help="where the report is written")
     parser.add_argument("--collect", type=path_of, help="a directory for small copies, in place of a report")
     args = parser.parse_args()

@@ -39,6 +39,7 @@ from report import (
     path_of,
     rank,
     read_run,
+    runs_path,
     say,
     style,
     tell,
@@ -874,7 +875,7 @@ def report(directories, out, rollouts=1):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.error = fail
-    parser.add_argument("runs", nargs="+", type=path_of, help="directories of finished runs")
+    parser.add_argument("runs", nargs="+", type=runs_path, help="directories of finished runs")
     parser.add_argument("--out", type=path_of, default=Path("report"), help="where the report is written")
     parser.add_argument("--rollouts", type=int, default=1, help="episodes in each context for every wrong z")
     args = parser.parse_args()

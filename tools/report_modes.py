@@ -15,7 +15,7 @@ sys.path.insert(0, str(ROOT))
 
 import aib_envs
 import report_agents
-from report import Page, even, fail, legend, panels, path_of, tell
+from report import Page, even, fail, legend, panels, path_of, runs_path, tell
 
 ABOUT = """One episode in each of the 60 contexts with mean actions, and one with random actions, which show more of the
 world than a policy that has reached its goal, or that pushes against a wall. Seen modes are those of train and eval-in.
@@ -138,7 +138,7 @@ def report(directories, out):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.error = fail
-    parser.add_argument("runs", nargs="+", type=path_of, help="directories of finished runs")
+    parser.add_argument("runs", nargs="+", type=runs_path, help="directories of finished runs")
     parser.add_argument("--out", type=path_of, default=Path("report"), help="where the report is written")
     args = parser.parse_args()
     try:
