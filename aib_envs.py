@@ -141,8 +141,9 @@ SPLITS = ("train", "eval-in", "eval-out")
 
 
 def _unknown(kind, name, allowed):
-    near = difflib.get_close_matches(str(name), allowed, n=1, cutoff=0.5)
-    hint = f" (did you mean {near[0]}?)" if near else ""
+    lower = {one.lower(): one for one in allowed}
+    near = difflib.get_close_matches(str(name).lower(), lower, n=1, cutoff=0.5)
+    hint = f" (did you mean {lower[near[0]]}?)" if near else ""
     return ValueError(f"unknown {kind} {name!r}{hint}; allowed: {', '.join(allowed)}")
 
 

@@ -558,14 +558,6 @@ def provenance():
     }
 
 
-def check_finite(kind, tensors, global_step):
-    """Ends the program with code 3 if a tensor of {name: tensor} is not finite."""
-    for name, x in tensors.items():
-        if not x.isfinite().all():
-            end = "A checkpoint, if there is one, is from before that"
-            fail(f"step {global_step}: the {kind} {name} is not finite. {end}", 3)
-
-
 # ------------------------------------------------------- Training -----------------------------------------------------
 
 
@@ -686,6 +678,7 @@ class Run:
         for file, length in zip(files, lengths, strict=True):
             file.truncate(length)  # what was written after the checkpoint will be written again
         self.config["args"] = saved_args(self.args)
+        self.config.pop("broke_down", None)
         self.config.setdefault("resumed", []).append({"global_step": self.global_step} | provenance())
         write(self.directory / "config.json", self.config)
         return lengths
@@ -726,7 +719,7 @@ class Run:
                 raise ValueError(f"its {name} should be {wanted}, not {found.get(name)}")
 
     def _save(self):
-        check_finite("weight or loss", self.agent.state_dict() | self.losses, self.global_step)
+        self._check_finite("weight or loss", self.agent.state_dict() | self.losses)
         cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
         state = {
             "origin": self._origin(),
@@ -783,6 +776,19 @@ class Run:
         file.write(json.dumps({"global_step": self.global_step, "env_steps": self.env_steps} | values) + "\n")
         file.flush()
 
+    def _check_finite(self, kind, tensors):
+        """Ends the program if a tensor of {name: tensor} is not finite."""
+        for name, x in tensors.items():
+            if not x.isfinite().all():
+                advice = "A checkpoint, if there is one, is from before that"
+                self._break_down(f"step {self.global_step}: the {kind} {name} is not finite", advice)
+
+    def _break_down(self, reason, advice):
+        """Ends the program with code 3. config.json has the reason until the run goes on."""
+        self.config["broke_down"] = reason
+        write(self.directory / "config.json", self.config)
+        fail(f"{reason}. {advice}", 3)
+
     def add_env_steps(self, number):
         """Counts steps of environments: those of warm-ups, of random actions, of training."""
         self.env_steps += number
@@ -798,7 +804,7 @@ class Run:
             raise TypeError("the losses of a gradient step must be a dict {name: tensor of one number}")
         self.losses |= losses
         if check:
-            check_finite("loss", self.losses, self.global_step)
+            self._check_finite("loss", self.losses)
 
     def advance(self, losses):
         """Counts one gradient step. losses: {name: tensor []}."""
@@ -827,8 +833,9 @@ class Run:
 
         history: an `aib_envs.History` of the training contexts, in their order."""
         if not history.lengths.any():
-            reason = "its physics failed, or its reward or an observation is not finite"
-            fail(f"every simulation diverged at its first step ({reason}): there is nothing to learn from", 3)
+            reason = "every simulation diverged at its first step"
+            reason += " (its physics failed, or its reward or an observation is not finite)"
+            self._break_down(reason, "There is nothing to learn from")
         self.episode += 1
         if self.global_step > 0:
             self._log_returns(history.rewards.sum(1))
@@ -866,7 +873,7 @@ class Run:
     def log_evaluation(self, returns, diverged, diagnostics=None):
         """Writes and shows one evaluation. returns, diverged: [60, rollouts], of `aib_envs.evaluate` in
         `aib_envs.eval_contexts`. diagnostics: {name: number}."""
-        check_finite("weight", self.agent.state_dict(), self.global_step)
+        self._check_finite("weight", self.agent.state_dict())
         by_split = aib_envs.by_split(returns)
         metrics = {
             "aer": {split: values.mean() for split, values in by_split.items()},  # average episodic return

@@ -17,6 +17,7 @@ import socket
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
 import pytest
@@ -255,7 +256,12 @@ def one_line(process, name):
         ({"ENVS": None, "ENV": "DI"}, "ENVS"),
         ({"SEEDS": None, "SEED": "3"}, "SEEDS"),
         ({"STEPS": None, "STEP": "300"}, "STEPS"),
+        ({"FLAGS": None, "FLAG": "--crash 1"}, "FLAGS"),
+        ({"RUNDIR": "elsewhere"}, "RUN_DIR"),
+        ({"STEPS": None, "steps": "300"}, "STEPS"),
+        ({"ENVS": None, "TASKS": "DI"}, "ENVS"),
         ({"ENVS": "DI OD"}, "OD"),
+        ({"ENVS": "DI,ODE"}, "spaces"),
         ({"ENVS": "DI tasks:Yours"}, "tasks:Yours"),
         ({"METHODS": "Concat"}, "FLAGS"),  # the quick script has no such flag
         ({"FLAGS": "--gama 1"}, "FLAGS"),
@@ -264,6 +270,8 @@ def one_line(process, name):
         ({"FLAGS": "--help"}, "FLAGS"),
         ({"FLAGS": "--seed=5"}, "FLAGS"),
         ({"FLAGS": "--crash 1\n--run_dir x"}, "FLAGS"),
+        ({"FLAGS": "--crash 1 --"}, "FLAGS"),
+        ({"FLAGS": "--total_timesteps=50"}, "FLAGS"),  # STEPS is set
         ({"SBATCH": "'"}, "SBATCH"),
         ({"PYTHON": "no-python"}, "PYTHON"),
     ],
@@ -398,12 +406,12 @@ def test_runs_what_is_left_and_says_how_it_goes(repo):
     settings = {"SEEDS": "1-3", "FLAGS": "--broken 2"}
     first = repo(**settings)
     assert first.returncode == 1
-    planned, result = first.stdout.split("--- result\n")
+    planned, result = first.stdout.split("--- result")
     progress = [line for line in planned.splitlines() if " done" in line and "seed" in line]
     assert len(progress) == 3 and all(" of 3 done" in line for line in progress)
     assert sum("AER train 1.5, eval-in 3.0, eval-out 4.0" in line for line in progress) == 2
     assert sum("it is broken" in line for line in progress) == 1
-    assert result.count("done  ") == 2
+    assert " 2 of 3 done" in result and len(result.splitlines()) == 2
     (failed,) = [line for line in result.splitlines() if line.startswith("FAILED")]
     assert "it is broken" in failed and "(runs/logs/DI__DR__2.log)" in failed
     assert "begins at 0 with 1 threads" in (repo.runs / "logs" / "DI__DR__1.log").read_text()
@@ -427,7 +435,7 @@ def test_runs_what_is_left_and_says_how_it_goes(repo):
 
 def test_a_killed_run_does_not_take_others_with_it(repo):
     process = repo(SEEDS="1-4", FLAGS="--crash 2", JOBS="1")
-    assert process.returncode == 1 and process.stdout.count("\ndone  ") == 3
+    assert process.returncode == 1 and " 3 of 4 done\nFAILED" in process.stdout
     assert process.stdout.count("SIGKILL") == 2 and "137" in process.stdout and process.stdout.count("FAILED") == 1
     assert sorted(key[2] for key in runs_in(repo.runs)) == [1, 3, 4]
 
@@ -468,9 +476,21 @@ def test_a_run_that_is_told_to_end_has_not_failed(repo):
         os.kill(int(run.name), signal.SIGTERM)
         wait_for(lambda: list(lines_of(repo.runs).values()) == [4, 4])
     assert process.wait(timeout=60) == 1
-    result = (repo.cwd / "out").read_text().split("--- result\n")[1].splitlines()
-    assert [line.split()[0] for line in result] == ["STOPPED", "done"] and "go on with" in result[0]
+    result = (repo.cwd / "out").read_text().split("--- result")[1].splitlines()[1:]
+    assert [line.split()[0] for line in result] == ["STOPPED"] and "go on with" in result[0]
     assert repo(SEEDS="1 2").returncode == 0
+
+
+def test_a_stopped_grid_whose_runs_are_all_done_is_done(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("RUN_DIR", str(tmp_path))
+    settings = grid.Settings(os.environ)
+    job = {"task": "DI", "method": "DR", "seed": 1}
+    local = types.SimpleNamespace(stopped=True, failures={}, started={plan.name_of(job)}, busy=set())
+    row = plan.Row(job, "done", 0, False, None)
+    assert grid.print_result(settings, [row], local) == 0
+    row.status = "new"
+    assert grid.print_result(settings, [row], local) == 130
+    assert "STOPPED DI DR seed 1: before it had begun" in capsys.readouterr().out
 
 
 def test_after_ctrl_c_the_table_is_about_this_grid_only(repo):
@@ -482,7 +502,7 @@ def test_after_ctrl_c_the_table_is_about_this_grid_only(repo):
         wait_for(lambda: any("__2__" in name and n == 4 for name, n in lines_of(repo.runs).items()))
         os.killpg(process.pid, signal.SIGINT)
         assert process.wait(timeout=60) == 130
-    result = (repo.cwd / "out").read_text().split("--- result\n")[1].splitlines()
+    result = (repo.cwd / "out").read_text().split("--- result")[1].splitlines()[1:]
     assert [line.split()[0] for line in result] == ["FAILED", "STOPPED", "WAITING"]
     assert "SIGKILL" in result[0] and "go on with" in result[1] and "old" not in result[2]
     log = (repo.runs / "logs" / "DI__DR__1.log").read_text().splitlines()

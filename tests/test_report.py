@@ -128,8 +128,11 @@ def test_only_what_is_there_is_explained(tmp_path):
 
 
 def test_unfinished_runs_alone_have_a_report(tmp_path, monkeypatch):
-    (make_run(tmp_path / "runs", "DR", 1, 10) / "results.json").unlink()
+    run = make_run(tmp_path / "runs", "DR", 1, 10)
+    (run / "results.json").unlink()
+    edit(run / "config.json", broke_down="step 49: the loss qf_loss is not finite")
     report.report([tmp_path / "runs"], tmp_path / "out")
+    assert "step 49: the loss qf_loss is not finite" in (tmp_path / "out" / "report.md").read_text()
     assert (tmp_path / "out" / "figures" / "DI_curves.png").exists() and not (tmp_path / "out" / "runs.csv").exists()
 
 
@@ -137,6 +140,7 @@ def test_unfinished_runs_alone_have_a_report(tmp_path, monkeypatch):
 def test_without_runs_the_old_report_stays(flags, tmp_path, monkeypatch, capsys):
     (tmp_path / "report").mkdir()
     (tmp_path / "report" / "report.md").write_text("old")
+    (tmp_path / "rnus").mkdir()
     error = refused(["rnus", *flags], tmp_path, monkeypatch, capsys)
     assert len(error.splitlines()) == 1 and "rnus" in error
     assert (tmp_path / "report" / "report.md").read_text() == "old" and not (tmp_path / "kept").exists()

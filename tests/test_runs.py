@@ -783,7 +783,16 @@ def test_what_is_not_finite_stops_the_run(script, copy_of, tmp_path):
         before = path.read_bytes()
         _, err = run(script, "--resume", path.parent, "--total-timesteps", 600, cwd=tmp_path, code=3)
         assert reason in err and path.read_bytes() == before
+        assert reason in broke_down(path.parent)
         state["agent"][name][:] = good
+    torch.save(state, path)
+    run(script, "--resume", path.parent, "--total-timesteps", 600, cwd=tmp_path)
+    assert broke_down(path.parent) is None
+
+
+def broke_down(directory):
+    """Why a run could not go on, as its config.json says."""
+    return json.loads((directory / "config.json").read_text()).get("broke_down")
 
 
 # -------------------------------------------- Looking at an agent, videos ------------------------------------------

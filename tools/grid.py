@@ -67,7 +67,7 @@ class Settings:
         if self.dry not in ("", "0", "no", "false", "1", "yes", "true"):
             refuse(f"DRY is 0 or 1; got {self.dry!r}")
         self.dry = self.dry in ("1", "yes", "true")
-        self.runner = env.get("RUNNER", "local")
+        self.runner = env.get("RUNNER", "local").strip()
         if self.runner not in ("local", "slurm"):
             refuse(f"RUNNER is local or slurm; got {self.runner!r}")
         jobs = env.get("JOBS", "").strip()
@@ -269,25 +269,26 @@ def last_line(log):
 
 
 def print_result(settings, rows, local):
-    """A line for each job. Returns the exit code."""
-    say("--- result")
-    for row in rows:
+    """A line for each job that is not done. Returns the exit code."""
+    rest = [row for row in rows if row.status != "done"]
+    say(f"--- result: {len(rows) - len(rest)} of {len(rows)} done")
+    for row in rest:
         log = settings.log_of(row.job)
-        if row.status == "done":
-            say(f"done    {row.name}: {scores(row)}")
-        elif row.status == "running":
+        if row.status == "running":
             say(f"RUNNING {row.name}: elsewhere")
         elif row.name in local.failures:
             say(f"FAILED  {row.name}: {local.failures[row.name]} ({log})")
+        elif row.name in local.started and row.status == "new":
+            say(f"STOPPED {row.name}: before it had begun")
         elif row.name in local.started:
             say(f"STOPPED {row.name}: {last_line(log)} ({log})")
         elif local.stopped and row.name not in local.busy:
             say(f"WAITING {row.name}: not started")
         else:
             say(f"FAILED  {row.name}: in another process: {last_line(log)} ({log})")
-    if local.stopped:
-        return 130
-    return 0 if all(row.status == "done" for row in rows) else 1
+    if not rest:
+        return 0
+    return 130 if local.stopped else 1
 
 
 # ----------------------------------------------------------- On Slurm ------------------------------------------------

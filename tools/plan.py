@@ -33,7 +33,8 @@ NOT_COUNTED |= {"eval_every", "eval_epochs", "capture_video", "flip_at", "track"
 OF_DATASET = {"total_timesteps", "learning_starts", "buffer_size", "batch_size", "gamma", "tau", "expert_lr"}
 OF_DATASET |= {"noise_steps", "rollouts"}
 # The grid decides these itself.
-NOT_IN_FLAGS = {"--help", "-h", "--env-id", "--seed", "--run-dir", "--resume", "--eval-only"}
+NOT_IN_FLAGS = {"--help", "-h", "--env-id", "--seed", "--run-dir", "--resume", "--eval-only", "--"}
+SETTINGS = ("ENVS", "METHODS", "SEEDS", "STEPS", "FLAGS", "RUN_DIR", "JOBS", "DRY", "RUNNER", "TIME", "SBATCH")
 FEWEST_STEPS = 5_000  # a shorter run says nothing about speed
 MAX_SEED = 2**32 - 1
 
@@ -96,6 +97,17 @@ def pick(name, asked, known):
     return list(dict.fromkeys(known[word] for word in asked))
 
 
+def refuse_slips(env):
+    """Refuses METHOD for METHODS, RUNDIR, steps or TASKS: the default would go unnoticed."""
+    plain = lambda name: name.upper().replace("_", "").removesuffix("S")
+    meant = {plain(name): name for name in SETTINGS} | {"TASK": "ENVS"}
+    for name, value in env.items():
+        setting = meant.get(plain(name), name)
+        is_path = name == "ENV" and "/" in value  # a file of the shell
+        if name not in SETTINGS and setting != name and value and not env.get(setting) and not is_path:
+            refuse(f"{name} is set, but no setting; did you mean {setting}? (unset {name}, if it is of something else)")
+
+
 def seeds_of(text):
     """[1, 2, 3, 7] of "1-3 7"."""
     seeds = {}
@@ -124,6 +136,8 @@ def import_script(script):
 
 def check_task(task):
     """Refuses what is neither a task of the benchmark nor the module:Task of a file that can be imported."""
+    if "," in task:
+        refuse(f"ENVS has {task!r}; several are separated by spaces")
     try:
         import_script("aib_envs.py").get_task(task)
     except ValueError as error:
@@ -174,9 +188,7 @@ def parsed(method, task, seed, flags, more=()):
 def jobs(env):
     """The jobs that the settings in `env` ask for: a dict for each run, with its task, method, seed, script, flags, all
     of its arguments, and the defaults of its script."""
-    for name in ("METHOD", "ENV", "SEED", "STEP"):
-        if env.get(name) and not env.get(f"{name}S") and "/" not in env[name]:  # ENV can be a file of the shell
-            refuse(f"{name} is set, but no setting; did you mean {name}S? (unset {name}, if it is of something else)")
+    refuse_slips(env)
     methods = words("METHODS", env.get("METHODS")) or [name for name, method in METHODS.items() if not method.extra]
     labels = {method.label: method.name for method in METHODS.values()}  # DMA*-SH
     methods = [METHODS[name] for name in pick("METHODS", methods, labels | {name: name for name in METHODS})]
@@ -191,7 +203,8 @@ def jobs(env):
         flags = shlex.split(env.get("FLAGS", ""))
     except ValueError as error:
         refuse(f"FLAGS cannot be read as words: {error}")
-    taken = NOT_IN_FLAGS & {flag.partition("=")[0].replace("_", "-") for flag in flags}
+    taken = NOT_IN_FLAGS | ({"--total-timesteps"} if steps else set())
+    taken &= {flag.partition("=")[0].replace("_", "-") for flag in flags}
     if taken:
         refuse(f"FLAGS cannot have {', '.join(sorted(taken))}")
 

@@ -106,6 +106,7 @@ class Run:
     experts: list | None = None  # of hyperzero.py: each expert's return in its training context
     held_out: list | None = None  # of hyperzero.py: the contexts (0 to 19) whose experts stage 2 has not seen
     prediction: dict | None = None  # of hyperdynamics.py: {one_step, twenty_step: {set: error}}
+    broke_down: str = ""  # why learning could not go on
     starts: tuple = ()  # a `Start` for the run's beginning and for each time it was resumed
 
     @property
@@ -321,6 +322,7 @@ def read_run(directory, problems):
         args=args,
         metrics=metrics,
         returns=table_of(results["returns"], None) if finished else None,
+        broke_down=str(config.get("broke_down") or ""),
         starts=starts_of(config),
     )
     contexts = {split: aib_envs.context_set(task, split) for split in SPLITS}
@@ -959,14 +961,17 @@ ABOUT_OVERVIEW = "All sets together, mean over seeds (their number); from four o
 ABOUT = {
     "train": """AER: average episodic return over the 20 contexts of a set and the rollouts of the last evaluation. A
 cell has the value of each seed; from five seeds on, the interquartile mean and its 95 % bootstrap interval. Steps are
-vector steps, one in each of the 20 training contexts. In the curves (seeds in brackets) the last point has ten starts
-for each context, those before have one: where that is an easy or a hard one, a curve jumps there.""",
-    "better": """*Better of the last two*: the higher of the last two evaluations, each set separately, over all sets;
-this is what the authors' code reports. The last but one has one start for each context, the last has ten: where the one
-is an easy start, this column gains from it.""",
+vector steps, one in each of the 20 training contexts. *Doing nothing*: action 0 at every step. In the curves (seeds in
+brackets; the band is the range of two seeds, from three on the interval) the last point has as many starts for each
+context as `--eval-rollouts` says (ten), those before have one: where that is an easy or a hard one, a curve jumps
+there.""",
+    "better": """*Better of the last two*: the higher of the last two evaluations in each set, averaged over the sets;
+this is what the authors' code reports. The last but one, up to `--eval-every` steps before, has one start for each
+context only: where that is an easy one, this column gains from it.""",
     "worse mode": """*Worse mode*: for each seed, the return in training contexts with one sort of actuators, in percent
 of that with the other sort (-: below 1 % of the highest return in both).""",
-    "stuck": """*Stuck* (ODE): the share of rollouts of all sets that end with 60 of 200 or less.""",
+    "stuck": """*Stuck* (ODE): the share of rollouts of all sets that end with 60 of 200 or less. *Mean of the
+others*: the return of the rest.""",
     "one step": """*One step*, *twenty step*: mean squared prediction errors in episodes of random actions, of
 normalised differences and of standardised states.""",
 }
@@ -990,6 +995,10 @@ not fail" that of DR and DMA*-SH. Seeds stand in the same order. A kind of tasks
 - A claim *holds* if the corrected p is at most 0.05, and *does not hold* if that is so of the opposite claim, which is
   tested by itself. Three seeds against three reach p = 0.05 at best. Where eight questions are asked, a single task
   needs five against five, or eight against three.
+"""
+ABOUT_OWN = f"""*Your own methods* stand against {", ".join(RIVALS)}, and methods with other flags than the published
+runs' against each other. Only runs with the same shared flags are compared. These questions are corrected for among
+themselves.
 """
 
 
@@ -1065,6 +1074,7 @@ def add_explanations(page):
     found = [text for start, text in ABOUT.items() if any(name.startswith(start) for name in columns)]
     parts = [textwrap.fill(" ".join(" ".join(found).split()), 120) + "\n"] if found else []
     parts += [ABOUT_VERDICTS] * ("verdict" in columns)
+    parts += [ABOUT_OWN] * any(name.endswith("own_verdicts") for name in page.tables)
     if parts:
         page.text("How to read the tables", "\n".join(parts))
 
@@ -1096,10 +1106,7 @@ def side_by_side(rows):
 def add_own_verdicts(page, heading, name, rows):
     """The same for the reader's own methods, if there are some."""
     if rows:
-        text = f"Your own methods against {', '.join(RIVALS)}, and methods with other flags than the published runs' "
-        text += "against each other. Only runs with the same shared flags are compared. "
-        text += "These questions are corrected for among themselves.\n"
-        page.text(heading, text.replace("*", "\\*"))
+        page.text(heading, "**Your own methods.**\n")
         add_verdicts(page, heading, name, rows)
 
 
@@ -1221,7 +1228,9 @@ def add_notes(page, runs, unfinished, problems):
         aer = ", ".join(f"{split} {last['aer'][split]:.1f}" for split in SPLITS)
         where = f"{run.task}, {run.method}, seed {run.seed}, in {run.directory}"
         progress = f"step {last['global_step']:,} of {run.steps:,}, AER {aer}"
-        lines.append(f"Unfinished, in the curves only: {where}: {progress}")
+        lines.append(f"{'Broken down' if run.broke_down else 'Unfinished'}, in the curves only: {where}: {progress}")
+        if run.broke_down:
+            lines[-1] += f"; {run.broke_down}"
     unknown = sum(run.diverged is None for run in runs)
     if unknown:
         lines.append(f"{unknown} of {len(runs)} runs do not say whether simulations diverged (they are older).")
