@@ -1072,7 +1072,7 @@ def add_explanations(page):
     """What the columns mean that the page's tables have so far, and its verdicts."""
     columns = {name for rows in page.tables.values() for name in rows[0]}
     found = [text for start, text in ABOUT.items() if any(name.startswith(start) for name in columns)]
-    parts = [textwrap.fill(" ".join(" ".join(found).split()), 120) + "\n"] if found else []
+    parts = [textwrap.fill(" ".join(" ".join(found).split()), 120, break_on_hyphens=False) + "\n"] if found else []
     parts += [ABOUT_VERDICTS] * ("verdict" in columns)
     parts += [ABOUT_OWN] * any(name.endswith("own_verdicts") for name in page.tables)
     if parts:
