@@ -270,8 +270,8 @@ def one_line(process, name):
         ({"FLAGS": "--help"}, "FLAGS"),
         ({"FLAGS": "--seed=5"}, "FLAGS"),
         ({"FLAGS": "--crash 1\n--run_dir x"}, "FLAGS"),
-        ({"FLAGS": "--crash 1 --"}, "FLAGS"),
-        ({"FLAGS": "--total_timesteps=50"}, "FLAGS"),  # STEPS is set
+        ({"FLAGS": "--crash 1 --"}, "cannot have --"),
+        ({"FLAGS": "--total-timesteps=50"}, "FLAGS"),  # STEPS is set
         ({"SBATCH": "'"}, "SBATCH"),
         ({"PYTHON": "no-python"}, "PYTHON"),
     ],
