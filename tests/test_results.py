@@ -42,10 +42,10 @@ def tables(page):
 PAGE = tables((ROOT / "RESULTS.md").read_text())
 
 
-def measured():
+def measured(folder):
     """{(task, steps, method): [for each seed, in order: (seed, {set: AER}, {set: better of the last two}, results)]}"""
     found = {}
-    for path in sorted(RESULTS.glob("runs/*/results.json")):
+    for path in sorted(RESULTS.glob(f"{folder}/*/results.json")):
         results = json.loads(path.read_text())
         lines = [json.loads(line) for line in (path.parent / "metrics.jsonl").read_text().splitlines()]
         aer = {name: statistics.fmean(itertools.chain(*results["returns"][name])) for name in SETS}
@@ -58,7 +58,7 @@ def measured():
     return {key: sorted(runs, key=lambda run: run[0]) for key, runs in found.items()}
 
 
-MEASURED = measured()
+MEASURED = measured("runs")
 
 
 def interquartile(values):
@@ -100,6 +100,16 @@ def test_every_cell_of_a_tasks_table(task):
             assert rows[key]["mean of the others"].split(", ") == [f"{mean:.0f}" for mean in others]
     still = json.loads((RESULTS / "zero_action.json").read_text())[task]
     assert float(nothing["eval-out"]) == pytest.approx(statistics.fmean(still["eval-out"]), abs=0.0501)
+
+
+def test_every_cell_of_other_settings():
+    """The rows with a flag in their name: all runs in results/settings, and no other."""
+    rows = [row for table in PAGE["What differs from the paper"][1:] for row in table if "(" in row["method"]]
+    other = measured("settings").values()
+    assert len(rows) == len(other) > 0
+    for row, runs in zip(rows, other, strict=True):
+        for name in (*SETS, "all sets"):
+            same_cell(row[name], [aer[name] for _, aer, _, _ in runs])
 
 
 def worse_mode(results):
@@ -244,9 +254,9 @@ def add(ways, values):
 
 @pytest.mark.slow
 def test_the_page_is_made_from_results_and_its_words_are_true(tmp_path):
-    runs, relatives, held_out, failed, problems = results_page.read_results()
-    pages = results_page.pages(runs, relatives, held_out, failed, problems, tmp_path)
-    assert not problems and len(pages) == 3
+    found = results_page.read_results()
+    pages = results_page.pages(found, tmp_path)
+    assert not found.problems and len(pages) == 3
     for path, text in pages.items():
         assert text == (ROOT / path).read_text(), "python tools/results_page.py"
     shown = {name for text in pages.values() for name in re.findall(r"\((?:results/)?figures/(.+?)\.png\)", text)}
@@ -255,8 +265,8 @@ def test_the_page_is_made_from_results_and_its_words_are_true(tmp_path):
 
 
 def test_results_say_what_made_them_and_are_small():
-    runs, relatives, *_ = results_page.read_results()
-    for run in [*runs, *relatives]:
+    found = results_page.read_results()
+    for run in [*found.runs, *found.settings, *found.relatives]:
         config = json.loads((run.directory / "config.json").read_text())
         assert re.fullmatch(r"[0-9a-f]{40}", config["commit"]) and config["run"] == run.directory.name
     files = [path for path in RESULTS.rglob("*") if path.is_file()]
@@ -265,8 +275,10 @@ def test_results_say_what_made_them_and_are_small():
 
 def test_all_methods_with_results_are_published():
     """Others count as the reader's own."""
-    runs, relatives, held_out, failed, _ = results_page.read_results()
-    assert {run.method for run in [*runs, *relatives, *held_out, *failed]} <= set(report.PUBLISHED)
+    found = results_page.read_results()
+    runs = [*found.runs, *found.relatives, *found.held_out, *found.failed]
+    assert {run.method for run in runs} <= set(report.PUBLISHED)
+    assert not {run.method for run in found.settings} & set(report.PUBLISHED)
 
 
 def test_the_benchmark_is_the_papers_thirteen_tasks():

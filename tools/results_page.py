@@ -4,7 +4,8 @@
     python tools/results_page.py                           the pages, and the table in README.md
     python tools/results_page.py --agents runs/            the same, after agents that are new have been rolled out
 
-RESULTS.md is tools/report.py's report on results/runs, agents.md is about single trained agents, relatives.md about
+RESULTS.md is tools/report.py's report on results/runs, with a table for results/settings, which has runs with a flag of
+other value (`--collect` them there). agents.md is about single trained agents, relatives.md about
 relatives/. Under their headings stand the paragraphs of results/text.md, text_agents.md and text_relatives.md. Numbers
 in these are placeholders such as {aer DI, DMA*-SH, eval-out}, see `Values`; and comments such as
 <!-- check: {aer DI, DMA*} < {aer DI, DMA*-SH} --> tell when words are no longer true, see `check`.
@@ -16,6 +17,7 @@ import json
 import re
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -405,9 +407,22 @@ def add_actions(page):
 # ------------------------------------------------------- The page ----------------------------------------------------
 
 
+class Found(NamedTuple):
+    """What is in results/."""
+
+    runs: list
+    settings: list  # runs of these methods with a flag that is not the published runs'
+    relatives: list
+    held_out: list
+    failed: list
+    problems: list  # what cannot be used
+
+
 def read_results():
-    """Runs, relatives, held-out runs, failed runs and what cannot be used."""
-    runs, _, problems = report.read_runs([RESULTS / "runs"])
+    every, _, problems = report.read_runs([RESULTS / "runs", RESULTS / "settings"])
+    runs = [run for run in every if run.directory.parent.name == "runs"]
+    settings = [run for run in every if run not in runs]
+    problems = [line for line in problems if ": shown as " not in line]  # which those of settings/ should be
     relatives = []
     for task in aib_envs.TASKS:  # one by one, for their flags depend on it
         paths = sorted((RESULTS / "relatives").glob(f"{task}__*"))
@@ -416,7 +431,7 @@ def read_results():
         problems += more
     held_out, _, more = report.read_runs([RESULTS / "held_out"])
     _, failed, rest = report.read_runs([RESULTS / "failed"])
-    return runs, relatives, held_out, failed, [*problems, *more, *rest]
+    return Found(runs, settings, relatives, held_out, failed, [*problems, *more, *rest])
 
 
 def make_agents_page(runs, figures):
@@ -489,20 +504,31 @@ def benchmark_table(runs):
     return rows
 
 
-def make_page(runs, failed, problems, figures):
+def add_settings(page, found, heading):
+    """For each task with runs of other settings: those, beside the published runs of the same methods."""
+    for task in report.tasks_of(found.settings):
+        other = [run for run in found.settings if run.task == task]
+        plain = [run for run in report.main_runs(found.runs, task) if run.method in {run.published for run in other}]
+        page.text(heading, f"**{task}, with other flags**\n")
+        page.table(heading, f"{task}_settings", report.without(report.task_table([*plain, *other], task)[:-1], LESS))
+
+
+def make_page(found, figures):
     """RESULTS.md without the paragraphs: what is about several tasks first, then the tasks."""
     page = report.Page(figures, "results/figures", kinds=("png",))
+    runs, failed = found.runs, found.failed
     page.table("At a glance", "overview", report.overview_table(runs))
     page.text("At a glance", report.ABOUT_OVERVIEW)
     report.add_over_tasks(page, runs)
     page.table("Verdicts in single tasks", "claims", claims_table(runs))
     page.text("What differs from the paper", "")
+    add_settings(page, found, "What differs from the paper")
     add_adaptation(page, runs, SHOWN)
     for task in report.tasks_of(runs):
         report.add_task(page, runs, failed, task)
     page.table("Hours", "hours", report.cost_table(runs))
     report.add_explanations(page)
-    report.add_notes(page, runs, failed, problems)
+    report.add_notes(page, runs, failed, found.problems)
     return page
 
 
@@ -518,15 +544,15 @@ def with_text(page, name, values, problems):
     return "\n".join(line for line in lines if line) + "\n"
 
 
-def pages(runs, relatives, held_out, failed, problems, figures):
+def pages(found, figures):
     """{path: text} of the three pages. Makes their figures."""
-    values = Values(runs, [*relatives, *held_out])
+    values = Values(found.runs, [*found.settings, *found.relatives, *found.held_out])
     made = {
-        "RESULTS.md": (make_page(runs, failed, problems, figures), "text.md"),
-        "results/agents.md": (make_agents_page(runs, figures), "text_agents.md"),
-        "results/relatives.md": (make_relatives_page(relatives, held_out, figures), "text_relatives.md"),
+        "RESULTS.md": (make_page(found, figures), "text.md"),
+        "results/agents.md": (make_agents_page(found.runs, figures), "text_agents.md"),
+        "results/relatives.md": (make_relatives_page(found.relatives, found.held_out, figures), "text_relatives.md"),
     }
-    return {path: with_text(page, text, values, problems) for path, (page, text) in made.items()}
+    return {path: with_text(page, text, values, found.problems) for path, (page, text) in made.items()}
 
 
 def fill_readme(readme, rows):
@@ -541,17 +567,18 @@ def main():
     parser.add_argument("--agents", type=Path, nargs="+", default=[], help="directories of runs with their agent.pt")
     args = parser.parse_args()
     try:
-        runs, relatives, held_out, failed, problems = read_results()
+        found = read_results()
         if args.agents:
-            roll_out(runs, args.agents)
-        for path, text in pages(runs, relatives, held_out, failed, problems, RESULTS / "figures").items():
+            roll_out(found.runs, args.agents)
+        for path, text in pages(found, RESULTS / "figures").items():
             report.write(ROOT / path, text)
         readme = (ROOT / "README.md").read_text()
-        report.write(ROOT / "README.md", fill_readme(readme, benchmark_table(runs)))
+        report.write(ROOT / "README.md", fill_readme(readme, benchmark_table(found.runs)))
     except (OSError, LookupError) as error:
         report.fail(error)
-    report.tell(problems)
-    print(f"{len(runs)} runs: RESULTS.md, results/agents.md, results/relatives.md, results/figures, README.md")
+    report.tell(found.problems)
+    number = len(found.runs) + len(found.settings)
+    print(f"{number} runs: RESULTS.md, results/agents.md, results/relatives.md, results/figures, README.md")
 
 
 if __name__ == "__main__":
