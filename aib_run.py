@@ -786,7 +786,8 @@ class Run:
     def _break_down(self, reason, advice):
         """Ends the program with code 3. config.json has the reason until the run goes on."""
         self.config["broke_down"] = reason
-        write(self.directory / "config.json", self.config)
+        with contextlib.suppress(OSError):  # on a full disk the reason is printed all the same
+            write(self.directory / "config.json", self.config)
         fail(f"{reason}. {advice}", 3)
 
     def add_env_steps(self, number):

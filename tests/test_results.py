@@ -103,13 +103,13 @@ def test_every_cell_of_a_tasks_table(task):
 
 
 def test_every_cell_of_other_settings():
-    """The rows with a flag in their name: all runs in results/settings, and no other."""
-    rows = [row for table in PAGE["What differs from the paper"][1:] for row in table if "(" in row["method"]]
-    other = measured("settings").values()
-    assert len(rows) == len(other) > 0
-    for row, runs in zip(rows, other, strict=True):
-        for name in (*SETS, "all sets"):
-            same_cell(row[name], [aer[name] for _, aer, _, _ in runs])
+    """The rows with a flag in their name have the runs in results/settings, and no other."""
+    rows = [row for table in PAGE["What differs from the paper"] for row in table if "(" in row.get("method", "")]
+    runs = [aer for own in measured("settings").values() for _, aer, _, _ in own]
+    assert sum(int(row["seeds"]) for row in rows) == len(runs) > 0
+    for name in (*SETS, "all sets"):
+        shown = sorted(float(value) for row in rows for value in row[name].split(", "))
+        assert shown == pytest.approx(sorted(aer[name] for aer in runs), abs=0.0501)
 
 
 def worse_mode(results):

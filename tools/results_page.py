@@ -4,10 +4,10 @@
     python tools/results_page.py                           the pages, and the table in README.md
     python tools/results_page.py --agents runs/            the same, after agents that are new have been rolled out
 
-RESULTS.md is tools/report.py's report on results/runs, with a table for results/settings, which has runs with a flag of
-other value (`--collect` them there). agents.md is about single trained agents, relatives.md about
-relatives/. Under their headings stand the paragraphs of results/text.md, text_agents.md and text_relatives.md. Numbers
-in these are placeholders such as {aer DI, DMA*-SH, eval-out}, see `Values`; and comments such as
+RESULTS.md is tools/report.py's report on results/runs, with a table of results/settings: that has runs with a flag of
+another value. agents.md is about single trained agents, relatives.md about relatives/. Under their headings stand the
+paragraphs of results/text.md, text_agents.md and text_relatives.md. Numbers in these are placeholders such as
+{aer DI, DMA*-SH, eval-out}, see `Values`; and comments such as
 <!-- check: {aer DI, DMA*} < {aer DI, DMA*-SH} --> tell when words are no longer true, see `check`.
 """
 
@@ -421,7 +421,7 @@ class Found(NamedTuple):
 def read_results():
     every, _, problems = report.read_runs([RESULTS / "runs", RESULTS / "settings"])
     runs = [run for run in every if run.directory.parent.name == "runs"]
-    settings = [run for run in every if run not in runs]
+    settings = [run for run in every if run.directory.parent.name != "runs"]
     problems = [line for line in problems if ": shown as " not in line]  # which those of settings/ should be
     relatives = []
     for task in aib_envs.TASKS:  # one by one, for their flags depend on it
