@@ -737,6 +737,21 @@ def test_no_two_methods_of_a_figure_look_the_same():
     assert all(looks[method] == report.style(method) for method in report.STYLE)
 
 
+def test_the_overview_shows_the_score_of_every_run():
+    """Of several lengths that of most methods: Concat's run on DI is of another one, and its one on ODE is shown."""
+    less = 10 / 3  # over all sets than in training
+    runs = [made("DI", "DR", seed, aer + less) for seed, aer in ((1, 10), (2, 30))]
+    runs += [made("DI", "DMA*-SH", 1, 70 + less), made("DI", "Concat", 1, 50 + less, 2000)]
+    runs += [made("ODE", "Concat", 1, 180 + less), made("ODE", "DR", 1, 50 + less)]
+    figure = report.overview_figure(runs)
+    points = {line.get_label(): line.get_ydata() for line in figure.axes[0].lines if line.get_label()[0] != "_"}
+    wanted = {"DR": [0.1, 0.3, 0.25], "Concat": [0.9], "DMA*-SH": [0.7]}
+    assert {name: [round(y, 9) for y in values] for name, values in points.items()} == wanted
+    means = [segment[0, 1] for lines in figure.axes[0].collections for segment in lines.get_segments()]
+    assert np.allclose(sorted(means), [0.2, 0.25, 0.7, 0.9])
+    report.plt.close(figure)
+
+
 @pytest.mark.parametrize("task", ["DI", "Walker", "ODE", "DI-Signs"])
 def test_return_in_each_context(task):
     aib_envs.get_task("relatives.aib_signs:DI-Signs")

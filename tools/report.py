@@ -579,11 +579,16 @@ def brief(value):
     return f"{value:.1f}" if abs(value) < 9.95 else f"{value:.0f}"
 
 
+def overview_methods(runs):
+    """The main methods and the reader's own, of those that have runs."""
+    return [method for method, own in by_method(runs).items() if own[0].published in (*MAIN, None)]
+
+
 def overview_table(runs):
     """A row for each task and length: AER over all sets of the main methods and of the reader's own, beside the
     paper's AER of DMA*-SH."""
     rows = []
-    methods = [method for method, own in by_method(runs).items() if own[0].published in (*MAIN, None)]
+    methods = overview_methods(runs)
     for (task, steps), group in lengths(runs).items():
         row = {"task": task, "steps": f"{steps:,}", "of the paper's": f"{brief(100 * group[0].training())} %"}
         for method in methods:
@@ -836,8 +841,8 @@ def legend(figure, axes):
         found |= dict(zip(labels, handles, strict=True))
     if found:
         fit = int(figure.get_figwidth() / (0.09 * max(map(len, found)) + 0.8))  # inches for a letter, for a line
-        columns = max(min(len(found), fit), 1)
-        rows = -(-len(found) // columns)
+        rows = -(-len(found) // max(fit, 1))
+        columns = -(-len(found) // rows)
         figure.set_figheight(figure.get_figheight() + 0.25 * max(rows - 4, 0))  # room for a long legend
         figure.legend(found.values(), found.keys(), loc="outside lower center", ncol=columns, frameon=False)
 
@@ -949,6 +954,36 @@ def context_figure(runs, task):
     return figure
 
 
+def overview_figure(runs):
+    """Scaled AER over all sets of the overview's methods: a column for each task, in it a point for each run and a line
+    at each method's mean. The runs of a task are those of `main_runs`."""
+    tasks = tasks_of(runs)
+    groups = {task: by_method(main_runs(runs, task)) for task in tasks}
+    methods = [method for method in overview_methods(runs) if any(method in group for group in groups.values())]
+    looks = styles(methods)
+    room = 0.8 / len(methods)  # for a method, in a column that is 1 wide
+    figure, (axis,) = panels(1, [""], height=3.6, width=max(1.6 + 0.85 * len(tasks), 5))
+    for i, method in enumerate(methods):
+        color = looks[method]["color"]
+        points = []
+        for column, task in enumerate(tasks):
+            own = [run.scaled("all sets") for run in groups[task].get(method, [])]
+            x = column - 0.4 + (i + 0.5) * room
+            points += [(x, value) for value in own]
+            if own:
+                axis.hlines(np.mean(own), x - room / 2, x + room / 2, color=color)
+        marker = {"marker": MARKERS[i % len(MARKERS)], "markersize": 4, "linestyle": ""}
+        axis.plot(*np.array(points).T, color=color, alpha=0.7, label=method, **marker)
+    for column in range(1, len(tasks)):
+        axis.axvline(column - 0.5, color="#DDDDDD", linewidth=0.8)
+    axis.set_xticks(range(len(tasks)), [task.replace("-", "-\n", 1) for task in tasks])
+    axis.set_xlim(-0.5, len(tasks) - 0.5)
+    axis.set_ylim(bottom=min(0, axis.get_ylim()[0]))
+    axis.set_ylabel("score: AER / highest possible")
+    legend(figure, [axis])
+    return figure
+
+
 def mean_in_contexts(runs):
     """{set: [20]}: return in each context, mean over rollouts and seeds."""
     return {split: np.mean([run.returns[split].mean(1) for run in runs], axis=0) for split in SPLITS}
@@ -956,7 +991,9 @@ def mean_in_contexts(runs):
 
 # ------------------------------------------------------- The page ----------------------------------------------------
 
-ABOUT_OVERVIEW = "All sets together, mean over seeds (their number); from four on, their interquartile mean.\n"
+ABOUT_OVERVIEW = """In the figure a point is a run and a line the mean. In the table: the mean over seeds (their
+number), from four on their interquartile mean. All sets together.
+"""
 # {start of a column's name: what is said where a table has such a column}
 ABOUT = {
     "train": """AER: average episodic return over the 20 contexts of a set and the rollouts of the last evaluation. A
@@ -964,7 +1001,7 @@ cell has the value of each seed; from five seeds on, the interquartile mean and 
 vector steps, one in each of the 20 training contexts. *Doing nothing*: action 0 at every step. In the curves (seeds in
 brackets; the band is the range of two seeds, from three on the interval) the last point has as many starts for each
 context as `--eval-rollouts` says (ten), those before have one: where that is an easy or a hard one, a curve jumps
-there.""",
+there. The *shadow gradient* is the mean norm of the gradient that the policy's loss would have with respect to z.""",
     "better": """*Better of the last two*: the higher of the last two evaluations in each set, averaged over the sets;
 this is what the authors' code reports. The last but one, up to `--eval-every` steps before, has one start for each
 context only: where that is an easy one, this column gains from it.""",
@@ -1251,6 +1288,8 @@ def report(directories, out):
         problems.append(f"{', '.join(left)}: not in what is said over tasks, which is of the benchmark's 13")
     page = Page(out / "figures", "figures")
     page.text("Overview", f"{len(runs)} finished runs of {len(tasks_of(runs))} tasks; {len(unfinished)} unfinished.\n")
+    if runs:
+        page.figure("Overview", "overview", overview_figure(runs), "The score of every run")
     page.table("Overview", "overview", overview_table(runs))
     if runs:
         page.text("Overview", ABOUT_OVERVIEW)

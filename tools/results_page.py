@@ -517,6 +517,7 @@ def make_page(found, figures):
     """RESULTS.md without the paragraphs: what is about several tasks first, then the tasks."""
     page = report.Page(figures, "results/figures", kinds=("png",))
     runs, failed = found.runs, found.failed
+    page.figure("At a glance", "overview", report.overview_figure(runs), "The score of every run")
     page.table("At a glance", "overview", report.overview_table(runs))
     page.text("At a glance", report.ABOUT_OVERVIEW)
     report.add_over_tasks(page, runs)
