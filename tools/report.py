@@ -997,7 +997,7 @@ number), from four on their interquartile mean. All sets together.
 # {start of a column's name: what is said where a table has such a column}
 ABOUT = {
     "train": """AER: average episodic return over the 20 contexts of a set and the rollouts of the last evaluation. A
-cell has the value of each seed; from five seeds on, the interquartile mean and its 95 % bootstrap interval. Steps are
+cell has the value of each seed; from five seeds on, the interquartile mean and its 95 % interval. Steps are
 vector steps, one in each of the 20 training contexts. *Doing nothing*: action 0 at every step. In the curves (seeds in
 brackets; the band is the range of two seeds, from three on the interval) the last point has as many starts for each
 context as `--eval-rollouts` says (ten), those before have one: where that is an easy or a hard one, a curve jumps
@@ -1014,15 +1014,15 @@ normalised differences and of standardised states.""",
 }
 ABOUT_OVER_TASKS = """AER divided by the bounds of the task's returns. Each table names its tasks: all that have runs
 of all its methods, after the same share of the task's training. Every task has the same weight, which its runs share.
-IQM is the interquartile mean over tasks and seeds, as in the paper: it leaves out the worst and the best quarter,
-which of four tasks is about one task each, and not the same one for every method. The plain mean counts everything.
-The paper's numbers are of all its tasks of the kind. 95 % bootstrap intervals (percentiles of 2,000 resamples of the
-seeds within each task) are shown from three seeds a task on; of three seeds they are too narrow (in simulations they
-covered 73 to 86 %).
+IQM is the interquartile mean over tasks and seeds, as in the paper. It leaves out each method's worst and best quarter
+of runs: of four tasks about one task each, and not the same for every method. The plain mean counts everything. The
+paper's numbers are of all its tasks of the kind. 95 % intervals (percentiles of 2,000 resamples of the seeds within
+each task) are shown from three seeds a task on; of three seeds they are too narrow (in simulations they covered 73 to
+86 %).
 """
 ABOUT_VERDICTS = """A verdict stands before its numbers: the difference of mean scores (in single tasks both AER), P,
-and p -> p after Holm's correction. In the difference no share is taken: "DR fails" has that of DMA*-SH and DR, "DR does
-not fail" that of DR and DMA*-SH. Seeds stand in the same order. A kind of tasks with one task only has no row.
+and p -> p after Holm's correction. The difference is the first method's minus the other's; for "DR fails" DMA*-SH
+comes first. Seeds stand in the same order. A kind of tasks with one task only has no row.
 
 - P: the share of pairs of runs, one of each method, of which the claim is true, averaged over tasks.
 - p: if the two methods were the same (DR: if it earned exactly that share), how often so clear a result would come
@@ -1030,8 +1030,8 @@ not fail" that of DR and DMA*-SH. Seeds stand in the same order. A kind of tasks
 - Holm: p is corrected for the number of questions in the table, a set and claim each. Those whose p, uncorrected, so
   few seeds cannot bring to 0.05 are not counted.
 - A claim *holds* if the corrected p is at most 0.05, and *does not hold* if that is so of the opposite claim, which is
-  tested by itself. Three seeds against three reach p = 0.05 at best. Where eight questions are asked, a single task
-  needs five against five, or eight against three.
+  tested by itself. Three seeds against three reach p = 0.05 at best, so more are needed where several questions are
+  asked: five against five, or eight against three, where there are eight.
 """
 ABOUT_OWN = f"""*Your own methods* stand against {", ".join(RIVALS)}, and methods with other flags than the published
 runs' against each other. Only runs with the same shared flags are compared. These questions are corrected for among

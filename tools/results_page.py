@@ -144,9 +144,9 @@ class Values:
         return listed([in_table(row["steps to 90 %"]) for row in rows])
 
     def lost(self, task, method, kind="switch"):
-        """What share of the reward a change costs at worst, in percent, of each seed that masters both modes; `usual`:
-        without a change."""
-        found = [adaptation_of(run)[0] for run in self.own(task, method)]
+        """What share of the reward a change costs at worst, in percent, of each seed that masters both modes and has
+        been rolled out; `usual`: without a change."""
+        found = [both[0] for run in self.own(task, method) if (both := adaptation_of(run))]
         found = [rewards for rewards in found if report_agents.masters_both(rewards["modes"])]
         levels = [report_agents.recovery(rewards[kind])[:2] for rewards in found]
         return listed([f"{100 - 100 * lowest / level:.0f}" for level, lowest in levels])
