@@ -19,6 +19,7 @@ import aib_run
 # ----------------------------------------------------- Arguments ------------------------------------------------------
 
 
+# The types of numbers: Fraction is from 0 to 1, Count 1 or more, EpisodeOrMore the steps of an episode or more.
 @dataclass
 class Args(aib_run.Args):  # --env-id, --seed, --total-timesteps, --resume, ... stand in aib_run.py
     learning_starts: aib_run.EpisodeOrMore = 5_000  # random steps that come first; total_timesteps leaves them out
@@ -63,7 +64,8 @@ def subsample(batch_size, window_size, training, device=None):
     n = window_size // 5
     if training:
         return torch.rand(batch_size, window_size, device=device).topk(n).indices  # n different positions
-    return torch.linspace(0, window_size - 1, n, dtype=torch.float64).long()[None]  # float32 rounds some K differently
+    evenly = torch.linspace(0, window_size - 1, n, dtype=torch.float64)  # float32 would miss some whole numbers
+    return evenly.long()[None]
 
 
 def avg_l1_norm(x):

@@ -18,6 +18,7 @@ import aib_run
 # ----------------------------------------------------- Arguments ------------------------------------------------------
 
 
+# The types of numbers: Fraction is from 0 to 1, Count 1 or more, EpisodeOrMore the steps of an episode or more.
 @dataclass
 class Args(aib_run.Args):  # --env-id, --seed, --total-timesteps, --resume, ... stand in aib_run.py
     learning_starts: aib_run.EpisodeOrMore = 5_000  # random steps that come first; total_timesteps leaves them out

@@ -23,6 +23,7 @@ import aib_run
 # ----------------------------------------------------- Arguments ------------------------------------------------------
 
 
+# The types of numbers: Fraction is from 0 to 1, Count 1 or more, EpisodeOrMore the steps of an episode or more.
 @dataclass
 class Args(aib_run.Args):  # --env-id, --seed, --total-timesteps, --resume, ... stand in aib_run.py
     learning_starts: aib_run.EpisodeOrMore = 5_000  # random steps that come first; total_timesteps leaves them out
@@ -75,7 +76,8 @@ def subsample(batch_size, window_size, training, device=None):
     n = window_size // 5
     if training:
         return torch.rand(batch_size, window_size, device=device).topk(n).indices  # n different positions
-    return torch.linspace(0, window_size - 1, n, dtype=torch.float64).long()[None]  # float32 rounds some K differently
+    evenly = torch.linspace(0, window_size - 1, n, dtype=torch.float64)  # float32 would miss some whole numbers
+    return evenly.long()[None]
 
 
 def mask(window, prob):
@@ -146,10 +148,11 @@ def adapt_plainly(x, chunks):
 
 
 # That is the definition. What runs is the same function without the matrices: a gradient step takes half the time.
-# The small network's last layer (weight M, bias m) turns features f [64] into a chunk, M f + m. A row of W_down is a
-# part of it, w = M_r f + m_r, with M_r [256, 64] and m_r [256]. The adapter only needs w times x. That is the product
-# of [x M_r, x m_r] and [f; 1]. The first factor has no f: one product with M and m, which all samples share, makes it
-# for the whole batch. The second is each sample's own, and small.
+# The small network's last layer (weight M, bias m) turns features f [64] into a chunk, M f + m. A row w of W_down is a
+# part of such a chunk: w = M_r f + m_r, with M_r [256, 64] and m_r [256]. The adapter only needs w times x, and that is
+#     [x M_r, x m_r] times [f; 1].
+# The first factor has no f: one product with M and m, which all samples share, makes it for the whole batch. The second
+# is each sample's own, and small.
 class Omega(NamedTuple):
     """The adapter's weights, never written out: each sample's features f and biases, and the last layer, which all
     samples share."""
