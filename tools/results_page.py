@@ -385,12 +385,13 @@ def actions_table(agents):
     return report.even(rows)
 
 
-def calm_table(agents, task):
-    """What z tells after calm windows, of a task's agents."""
+def calm_table(agents, task, largest=0.1):
+    """What z tells of a task's agents after windows whose actions have a mean size up to `largest`."""
     rows = []
     for agent in agents.values():
-        if agent["task"] == task:
-            for row in agent.get("calm", ()):
+        for row in agent.get("calm", ()):
+            size = float(row["mean size in the window"].partition(" to ")[2])
+            if agent["task"] == task and size <= largest:
                 own = {name: value for name, value in row.items() if name not in ("task", "run")}
                 rows.append({"task": task, "method": agent["method"]} | own)
     return sorted(rows, key=lambda row: report.rank(row["method"]))
