@@ -188,7 +188,12 @@ def read_flags(cls, argv, default=None, description=None):
             raise
         lines = [line.strip("│╰╯─ ") for line in console.getvalue().splitlines()[1:]]  # a box below its title
         message = " ".join(line for line in lines if line.strip("-"))  # "-" is what "─" is without Unicode
-        fail(re.split(r"\.? (?:Got errors|Argument helptext|For full helptext)\b", message)[0])
+        end = r"\.? (?:Got errors|Arguments?|Perhaps you meant|For full helptext)\b"
+        message = re.split(end, message)[0]
+        similar = [line for line in lines if re.match(r"--\w", line)]  # flags, each above its help
+        if similar and message.startswith("Unrecognized"):
+            message += f"; did you mean {', or '.join(similar)}?"
+        fail(message)
 
 
 def parse_args(cls, argv=None, description=None):

@@ -991,6 +991,22 @@ def test_bad_input_gets_one_line_and_changes_nothing(prepare, flags, named, copy
     assert before == contents(directory) and not (tmp_path / "runs").exists()
 
 
+@pytest.mark.parametrize(
+    ("flags", "wrong", "similar"),
+    [
+        ("--env Cheetah", {"--env"}, {"--env-id"}),
+        ("--sed 1 --env DI", {"--sed", "--env"}, {"--seed", "--env-id"}),
+        ("--foo", {"--foo"}, set()),
+        ("--seed x", {"--seed"}, set()),
+    ],
+)
+def test_a_wrong_flag_is_named_beside_similar_ones_without_their_help(flags, wrong, similar, capsys):
+    with pytest.raises(SystemExit):
+        aib_run.read_flags(aib_run.Args, flags.split())
+    line = one_line(capsys)
+    assert set(re.findall(r"--[\w-]+", line)) == wrong | similar and "default" not in line
+
+
 def test_home_in_a_path(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     assert aib_run.parse_args(aib_run.Args, ["--run-dir=~/runs"]).run_dir == f"{tmp_path}/runs"
