@@ -1,9 +1,11 @@
-"""DA: soft actor-critic with Decision Adapters (Beukman et al. 2023), a baseline of arXiv 2602.06550, in one file.
+"""DA: soft actor-critic with Decision Adapters (Beukman et al. 2023), a baseline of arXiv 2602.06550.
 
-The agent meets a world whose dynamics change from episode to episode, and is told how. The policy and each
-Q-function have a hypernetwork of their own, which turns the true context into the weights of their adapter and learns
-end to end from their RL loss. The context enters nowhere else: it is what the shared part below calls z. Start it with:
-python da_sac.py --env-id DI
+The agent meets a world whose dynamics change from episode to episode, and is told how. The
+policy and each Q-function have a hypernetwork of their own, which turns the true context into
+the weights of their adapter and learns end to end from their RL loss. The context enters
+nowhere else: it is what the shared part below calls z. Start it with
+
+    python da_sac.py --env-id DI
 """
 
 import copy
@@ -19,10 +21,10 @@ from torch import nn
 import aib_envs
 import aib_run
 
-# ----------------------------------------------------- Arguments ------------------------------------------------------
+# ------------------------------------- Arguments --------------------------------------
 
 
-# The types of numbers: Fraction is from 0 to 1, Count 1 or more, EpisodeOrMore the steps of an episode or more.
+# Fraction: from 0 to 1. Count: 1 or more. EpisodeOrMore: the steps of an episode or more.
 @dataclass
 class Args(aib_run.Args):  # --env-id, --seed, --total-timesteps, --resume, ... stand in aib_run.py
     learning_starts: aib_run.EpisodeOrMore = 5_000  # random steps that come first; total_timesteps leaves them out
@@ -45,29 +47,31 @@ def method_name(args):
     return "DA-scaled" if args.scale_context else "DA"
 
 
-# -------------------------------- Hypernetwork (eta) and the adapter that it generates --------------------------------
+# ---------------- Hypernetwork (eta) and the adapter that it generates ----------------
 # Eq. 3: an adapter turns the output x [256] of a network's trunk into
 #     ReLU(x + W_up ReLU(W_down x + b_down) + b_up),    W_down [32, 256], W_up [256, 32].
-# These are 16,672 numbers for each sample. The hypernetwork generates them in chunks of 512: chunk j has a learned
-# embedding e_j, and one small network turns [z; e_j] into the chunk. `Hypernetwork.chunks` and `adapt_plainly` write
-# this out, for reading and for the tests. Training computes the same faster.
+# These are 16,672 numbers for each sample. The hypernetwork generates them in chunks of 512:
+# chunk j has a learned embedding e_j, and one small network turns [z; e_j] into the chunk.
+# `Hypernetwork.chunks` and `adapt_plainly` write this out, for reading and for the tests.
+# Training computes the same faster.
 BOTTLENECK = 32  # size of the adapter's hidden layer
-CHUNK = 512  # numbers in a chunk: a multiple of WIDTH, so that chunks hold whole rows of the matrices
+CHUNK = 512  # numbers in a chunk: whole rows of the matrices, so a multiple of WIDTH
 EMBEDDING = 8  # size of a chunk's embedding e_j
 FEATURES = 64  # size of the small network's layers
 MATRIX_CHUNKS = BOTTLENECK * WIDTH // CHUNK  # 16 chunks hold W_down, 16 hold W_up
-BIAS_CHUNKS = math.ceil((BOTTLENECK + WIDTH) / CHUNK)  # 1 more holds both biases, with room to spare
+BIAS_CHUNKS = math.ceil((BOTTLENECK + WIDTH) / CHUNK)  # 1 more holds both biases
 
 
 def split_biases(numbers):
-    """The last chunk [batch, 512] -> b_down [batch, 32] and b_up [batch, 256]; the rest of it is not used."""
+    """The last chunk [batch, 512] -> b_down [batch, 32], b_up [batch, 256]; the rest is unused."""
     return numbers[:, :BOTTLENECK], numbers[:, BOTTLENECK : BOTTLENECK + WIDTH]
 
 
 def adapt_plainly(x, chunks):
-    """The adapter as Eq. 3 says it: a trunk's output x [batch, 256], chunks [batch, 33, 512] -> [batch, 256].
+    """Eq. 3: a trunk's output x [batch, 256] and the chunks [batch, 33, 512] -> [batch, 256].
 
-    Chunks 0 ... 15 are W_down's, 16 ... 31 W_up's. Row r of a matrix's j-th chunk, from 0 on, is row 16 r + j."""
+    Chunks 0 ... 15 are W_down's, 16 ... 31 W_up's. Row r of chunk j is row 16 r + j of its matrix
+    (counted from 0)."""
     down, up, biases = chunks.split([MATRIX_CHUNKS, MATRIX_CHUNKS, BIAS_CHUNKS], dim=1)
     w_down = down.unflatten(2, (-1, WIDTH)).transpose(1, 2).flatten(1, 2)  # [batch, 32, 256]
     w_up = up.unflatten(2, (-1, BOTTLENECK)).transpose(1, 2).flatten(1, 2)  # [batch, 256, 32]
@@ -76,15 +80,16 @@ def adapt_plainly(x, chunks):
     return F.relu(x + (w_up @ hidden[:, :, None]).squeeze(2) + b_up)
 
 
-# That is the definition. What runs is the same function without the matrices: a gradient step takes half the time.
-# The small network's last layer (weight M, bias m) turns features f [64] into a chunk, M f + m. A row w of W_down is a
-# part of such a chunk: w = M_r f + m_r, with M_r [256, 64] and m_r [256]. The adapter only needs w times x, and that is
+# That is the definition. What runs is the same function without the matrices: a gradient step
+# takes half the time. The small network's last layer (weight M, bias m) turns features f [64]
+# into a chunk, M f + m. A row w of W_down is a part of such a chunk: w = M_r f + m_r, with M_r
+# [256, 64] and m_r [256]. The adapter only needs w times x, and that is
 #     [x M_r, x m_r] times [f; 1].
-# The first factor has no f: one product with M and m, which all samples share, makes it for the whole batch. The second
-# is each sample's own, and small.
+# The first factor has no f: one product with M and m, which all samples share, makes it for the
+# whole batch. The second is each sample's own, and small.
 class Omega(NamedTuple):
-    """The adapter's weights, never written out: each sample's features f and biases, and the last layer, which all
-    samples share."""
+    """The adapter's weights, never written out: each sample's features f and biases, and the
+    last layer, which all samples share."""
 
     down: torch.Tensor  # [batch, 16, 65], [f; 1] of the chunks of W_down
     up: torch.Tensor  # [batch, 16, 65], [f; 1] of the chunks of W_up
@@ -104,7 +109,8 @@ class Hypernetwork(nn.Module):
     def __init__(self, inputs):
         super().__init__()
         if CHUNK % WIDTH or CHUNK % BOTTLENECK or BOTTLENECK * WIDTH % CHUNK:
-            raise ValueError("CHUNK must be a multiple of WIDTH and of BOTTLENECK, and divide their product")
+            wanted = "a multiple of WIDTH and of BOTTLENECK that divides their product"
+            raise ValueError(f"CHUNK must be {wanted}")
         self.embeddings = nn.Parameter(torch.randn(2 * MATRIX_CHUNKS + BIAS_CHUNKS, EMBEDDING))
         self.first = nn.Linear(inputs + EMBEDDING, FEATURES)
         self.second = nn.Linear(FEATURES, FEATURES)
@@ -119,7 +125,7 @@ class Hypernetwork(nn.Module):
         return self.head(F.relu(self.second(F.relu(self.first(z_e)))))
 
     def forward(self, z):
-        # first([z; e_j]) is a sum: z's part is computed once for all j, e_j's part once for all samples.
+        # first([z; e_j]) is a sum: of z's part, once for all j, and e_j's, once for all samples.
         w_z, w_e = self.first.weight.tensor_split([-EMBEDDING], dim=1)
         of_z = F.linear(z, w_z, self.first.bias)[:, None]  # [batch, 1, 64]
         of_e = F.linear(self.embeddings, w_e)  # [33, 64]
@@ -138,26 +144,28 @@ class Hypernetwork(nn.Module):
 
 
 def generated_linear(x, features, head):
-    """Each sample's own generated matrix times its x: x [batch, in], features [batch, 16, 65], head [in, rows * 65] ->
-    [batch, out]."""
-    through_head = (x @ head).unflatten(1, (-1, FEATURES + 1))  # [x M, x m]: [batch, rows of a chunk, 65]
-    return (through_head @ features.mT).flatten(1)  # the chunks' first rows, then their second ones, ...
+    """Each sample's own generated matrix times its x: x [batch, in], features [batch, 16, 65],
+    head [in, rows * 65] -> [batch, out]."""
+    through_head = (x @ head).unflatten(1, (-1, FEATURES + 1))  # [x M, x m]
+    products = through_head @ features.mT  # [batch, rows of a chunk, 16]
+    return products.flatten(1)  # the chunks' first rows, then their second ones, ...
 
 
 def adapt(x, omega):
-    """The generated adapter (Eq. 3) on a trunk's output x [batch, 256]. The same as `adapt_plainly`."""
+    """The adapter (Eq. 3) on a trunk's output x [batch, 256]: the same as `adapt_plainly`."""
     hidden = F.relu(generated_linear(x, omega.down, omega.head_down) + omega.b_down)
     return F.relu(x + generated_linear(hidden, omega.up, omega.head_up) + omega.b_up)
 
 
-# ------------------------------------ Networks: policy (xi) and Q-functions (zeta) ------------------------------------
+# -------------------- Networks: policy (xi) and Q-functions (zeta) --------------------
 
 
 class MLP(nn.Module):
-    """Trunk, adapter from an own hypernetwork, head. The trunk ends without an activation, the adapter with a ReLU.
+    """Trunk, adapter from an own hypernetwork, head. The trunk ends without an activation.
 
-    `condition`: the contexts [n, context_dim] that occur in the batch, and which of them each sample has, as one-hot
-    vectors [batch, n]. So an adapter is generated once for each context, not once for each sample."""
+    `condition`: the contexts [n, context_dim] that occur in the batch, and which of them each
+    sample has, as one-hot vectors [batch, n]. So an adapter is generated once for each context,
+    not once for each sample."""
 
     def __init__(self, inputs, outputs, context_dim):
         super().__init__()
@@ -176,8 +184,8 @@ class MLP(nn.Module):
 
 
 class Actor(MLP):
-    """Gaussian policy, squashed into (-1, 1) by tanh. The head gives mean and log standard deviation. `condition`:
-    what the network is told about the context."""
+    """Gaussian policy, squashed into (-1, 1) by tanh. The head gives mean and log standard
+    deviation. `condition`: what the network is told about the context."""
 
     def forward(self, obs, condition):
         mean, log_std = super().forward(obs, condition).chunk(2, dim=1)
@@ -190,15 +198,17 @@ class Actor(MLP):
         normal = torch.distributions.Normal(mean, log_std.exp(), validate_args=False)
         x = normal.rsample()
         action = torch.tanh(x)
-        log_prob = normal.log_prob(x) - torch.log(1 - action.pow(2) + 1e-6)  # tanh changes the density
+        log_prob = normal.log_prob(x)
+        log_prob = log_prob - torch.log(1 - action.pow(2) + 1e-6)  # tanh changes the density
         return action, log_prob.sum(1)
 
 
-# ---------------------------------------------------- Replay buffer ---------------------------------------------------
+# ----------------------------------- Replay buffer ------------------------------------
 
 
 class ReplayBuffer:
-    """Finished episodes of all contexts, laid out as in aib_envs.History, without a warm-up: T steps each."""
+    """Finished episodes of all contexts, laid out as in aib_envs.History, without a warm-up: T
+    steps each."""
 
     def __init__(self, history, buffer_size, device):
         num_envs, steps = history.rewards.shape
@@ -209,7 +219,7 @@ class ReplayBuffer:
         self.next_obs = torch.zeros_like(self.obs)
         self.actions = torch.zeros(*shape, *history.actions.shape[1:], device=device)
         self.rewards = torch.zeros(*shape, steps, device=device)  # [n, episodes, T]
-        self.lengths = torch.zeros(*shape, dtype=torch.long, device=device)  # steps that can be drawn: at first none
+        self.lengths = torch.zeros(*shape, dtype=torch.long, device=device)  # steps to draw from
 
     def add(self, history):
         """Stores a finished episode, in the place of the oldest."""
@@ -218,17 +228,17 @@ class ReplayBuffer:
         self.next_obs[:, i] = torch.from_numpy(history.next_obs)
         self.actions[:, i] = torch.from_numpy(history.actions)
         self.rewards[:, i] = torch.from_numpy(history.rewards)
-        self.lengths[:, i] = torch.from_numpy(history.lengths)  # all T, unless a simulation diverged
+        self.lengths[:, i] = torch.from_numpy(history.lengths)  # T, or less after a divergence
         self.num_added += 1
 
-        # The steps that can be drawn have the numbers 0, 1, 2, ...: where each episode's begin and end
+        # All steps are numbered through: where each episode's numbers begin and end
         self.ends = self.lengths.flatten().cumsum(0)
         self.begins = self.ends - self.lengths.flatten()
         self.total = int(self.ends[-1])
 
     def sample(self, batch_size):
-        """Steps drawn uniformly from all finished episodes: obs, actions, next_obs, rewards and last, all
-        [batch, ...]."""
+        """Steps drawn uniformly from all finished episodes: obs, actions, next_obs, rewards and
+        last, all [batch, ...]."""
         obs = self.obs.flatten(0, 1)  # [episodes, T, obs_dim]
         next_obs = self.next_obs.flatten(0, 1)
         actions = self.actions.flatten(0, 1)
@@ -241,15 +251,16 @@ class ReplayBuffer:
         return obs[episode, t], actions[episode, t], next_obs[episode, t], rewards[episode, t], last
 
 
-# ------------------------------------------------ Acting and learning -------------------------------------------------
+# -------------------------------- Acting and learning ---------------------------------
 
 
 def adam(parameters, lr):
-    return torch.optim.Adam(parameters, lr=lr, fused=True, capturable=True)  # capturable: for --cuda-graph
+    # capturable: for --cuda-graph
+    return torch.optim.Adam(parameters, lr=lr, fused=True, capturable=True)
 
 
 class Agent(nn.Module):
-    """Soft actor-critic on observations that end with the true context, which goes through the hypernetworks only."""
+    """Soft actor-critic that is told the true context, which enters by hypernetworks only."""
 
     def __init__(self, obs_dim, act_dim, args):
         super().__init__()
@@ -259,7 +270,7 @@ class Agent(nn.Module):
         self.context_dim = len(aib_envs.get_task(args.env_id).dimensions)
         obs_dim -= self.context_dim
         contexts = aib_envs.context_set(args.env_id, "train")
-        vectors = [aib_envs.context_vector(args.env_id, context, args.scale_context) for context in contexts]
+        vectors = [aib_envs.context_vector(args.env_id, c, args.scale_context) for c in contexts]
         self.register_buffer("contexts", torch.tensor(np.stack(vectors)), persistent=False)
         self.actor = Actor(obs_dim, 2 * act_dim, self.context_dim)
         self.qf1 = MLP(obs_dim + act_dim, 1, self.context_dim)
@@ -278,10 +289,10 @@ class Agent(nn.Module):
 
     @torch.inference_mode()
     def act(self, obs, history, training=False):
-        """obs [n, obs_dim] -> actions [n, act_dim]: sampled in training, deterministic in evaluation (all NumPy)."""
+        """obs [n, obs_dim] -> actions [n, act_dim], sampled in training (all NumPy)."""
         obs = torch.from_numpy(obs).to(self.log_alpha.device)
         obs, contexts = self.split(obs)
-        condition = (contexts, torch.eye(len(obs), device=obs.device))  # each environment has its own context
+        condition = (contexts, torch.eye(len(obs), device=obs.device))  # each has its own context
         if training:
             actions, _ = self.actor.get_action(obs, condition)
         else:
@@ -296,7 +307,8 @@ class Agent(nn.Module):
         next_obs, _ = self.split(next_obs)
         obs_actions = torch.cat([obs, actions], 1)
         which = (true_context[:, None] == self.contexts).all(2).float()  # one-hot [batch, 20]
-        condition = (self.contexts, which / which.sum(1, keepdim=True))  # NaN for a context that is none of them
+        # NaN for a context that is none of them
+        condition = (self.contexts, which / which.sum(1, keepdim=True))
 
         # Critics. Episodes end by time limit only, so by default the target bootstraps there, too.
         with torch.no_grad():
@@ -306,8 +318,9 @@ class Agent(nn.Module):
             qf2_next = self.qf2_target(next_obs_actions, condition)
             min_qf_next = torch.min(qf1_next, qf2_next).squeeze(1)
             alpha = self.log_alpha.exp()
-            goes_on = ~last | self.args.bootstrap_at_limit  # all True, but for --no-bootstrap-at-limit
-            next_q_value = rewards + goes_on * self.args.gamma * (min_qf_next - alpha * next_log_pi)
+            next_value = min_qf_next - alpha * next_log_pi
+            goes_on = ~last | self.args.bootstrap_at_limit  # by default all True
+            next_q_value = rewards + goes_on * self.args.gamma * next_value
         qf1 = self.qf1(obs_actions, condition).squeeze(1)
         qf2 = self.qf2(obs_actions, condition).squeeze(1)
         losses["qf_loss"] = F.mse_loss(qf1, next_q_value) + F.mse_loss(qf2, next_q_value)
@@ -320,7 +333,8 @@ class Agent(nn.Module):
             # Policy
             losses["actor_loss"], log_pi = self.actor_loss(obs, condition)
             self.actor_optimizer.zero_grad()
-            losses["actor_loss"].backward(inputs=list(self.actor.parameters()))  # the Q-functions need none
+            learners = list(self.actor.parameters())  # the Q-functions need no gradients here
+            losses["actor_loss"].backward(inputs=learners)
             self.actor_optimizer.step()
 
             # Temperature
@@ -335,11 +349,12 @@ class Agent(nn.Module):
         return {name: loss.detach() for name, loss in losses.items()}
 
     def actor_loss(self, obs, condition):
-        """The policy's loss [] and the log-probabilities [batch] of the actions that it samples."""
+        """The policy's loss [], and the log-probabilities [batch] of the actions it samples."""
         pi, log_pi = self.actor.get_action(obs, condition)
         obs_pi = torch.cat([obs, pi], 1)
         min_qf_pi = torch.min(self.qf1(obs_pi, condition), self.qf2(obs_pi, condition)).squeeze(1)
-        return (self.log_alpha.exp().detach() * log_pi - min_qf_pi).mean(), log_pi
+        loss = (self.log_alpha.exp().detach() * log_pi - min_qf_pi).mean()
+        return loss, log_pi
 
     @torch.no_grad()
     def update_targets(self):
@@ -353,7 +368,7 @@ class Agent(nn.Module):
         return {}
 
 
-# ------------------------------------------------------ Training ------------------------------------------------------
+# -------------------------------------- Training --------------------------------------
 
 
 def make_envs(args, contexts, **options):
@@ -378,7 +393,7 @@ def train(args):
     agent = make_agent(args, envs)
     history = aib_envs.History(n, agent.window_size, steps, obs_dim, act_dim)
     buffer = ReplayBuffer(history, args.buffer_size, aib_run.device(args))
-    run = aib_run.Run(args, method_name(args), agent, buffer)  # goes on from its checkpoint, if it has one
+    run = aib_run.Run(args, method_name(args), agent, buffer)  # goes on from a checkpoint
 
     def evaluate(rollouts):
         returns, diverged = aib_envs.evaluate(eval_envs, agent.act, agent.window_size, rollouts)
@@ -390,10 +405,11 @@ def train(args):
         history.begin()
         for t in range(-agent.window_size, steps):
             if t in (-agent.window_size, 0):  # the warm-up and the episode each begin with a reset
-                seeds = aib_envs.reset_seeds(n, 0, args.seed, run.episode, int(t < 0))  # 0: evaluation's begin with 1
+                warm_up = int(t < 0)
+                seeds = aib_envs.reset_seeds(n, 0, args.seed, run.episode, warm_up)  # 0: training
                 obs, _ = envs.reset(seed=seeds)
             learning = run.episode * steps + max(t, 0) >= args.learning_starts
-            actions = 2 * torch.rand(n, act_dim).numpy() - 1  # always drawn, so that published runs can be repeated
+            actions = 2 * torch.rand(n, act_dim).numpy() - 1  # always drawn: published runs did so
             if learning:
                 actions = agent.act(obs, history, training=True)
             next_obs, rewards, _, _, infos = envs.step(actions)

@@ -1,9 +1,12 @@
-"""DMA*: soft actor-critic with a dynamics-aligned context encoder (arXiv 2602.06550), in one file.
+"""DMA*: soft actor-critic with a dynamics-aligned context encoder (arXiv 2602.06550).
 
-The agent meets a world whose dynamics change from episode to episode, and nobody tells it how. A recurrent
-encoder turns the last K transitions into a small vector z, which is appended to the inputs of the dynamics model, the
-policy and both Q-functions. The encoder learns from predicting the dynamics alone: the RL losses see z as a constant.
-With --mask-prob 0 --no-normalise it is DMA, with --kl-beta 0.4 DMA-Pearl. Start it with: python dma_sac.py --env-id DI
+The agent meets a world whose dynamics change from episode to episode, and nobody tells it how.
+A recurrent encoder turns the last K transitions into a small vector z, which is appended to the
+inputs of the dynamics model, the policy and both Q-functions. The encoder learns from
+predicting the dynamics alone: the RL losses see z as a constant. With --mask-prob 0
+--no-normalise it is DMA, with --kl-beta 0.4 DMA-Pearl. Start it with
+
+    python dma_sac.py --env-id DI
 """
 
 import copy
@@ -16,10 +19,10 @@ from torch import nn
 import aib_envs
 import aib_run
 
-# ----------------------------------------------------- Arguments ------------------------------------------------------
+# ------------------------------------- Arguments --------------------------------------
 
 
-# The types of numbers: Fraction is from 0 to 1, Count 1 or more, EpisodeOrMore the steps of an episode or more.
+# Fraction: from 0 to 1. Count: 1 or more. EpisodeOrMore: the steps of an episode or more.
 @dataclass
 class Args(aib_run.Args):  # --env-id, --seed, --total-timesteps, --resume, ... stand in aib_run.py
     learning_starts: aib_run.EpisodeOrMore = 5_000  # random steps that come first; total_timesteps leaves them out
@@ -31,9 +34,9 @@ class Args(aib_run.Args):  # --env-id, --seed, --total-timesteps, --resume, ... 
     policy_lr: aib_run.Fraction = 3e-4  # learning rate of the policy
     q_lr: aib_run.Fraction = 1e-3  # learning rate of the Q-functions and the temperature
     dynamics_lr: aib_run.Fraction = 3e-4  # learning rate of encoder and dynamics model
-    mask_prob: aib_run.Fraction = 0.2  # probability with which the encoder's inputs are masked in training
+    mask_prob: aib_run.Fraction = 0.2  # probability of masking the encoder's inputs
     normalise: bool = True  # norms: AvgL1Norm on the embedded transitions, SimNorm on z
-    kl_beta: aib_run.Fraction = 0.0  # DMA-Pearl: Gaussian encoder, no masks, no norms; dynamics loss x (1 + beta KL)
+    kl_beta: aib_run.Fraction = 0.0  # DMA-Pearl (no masks, no norms): loss x (1 + beta KL)
 
 
 POLICY_FREQUENCY = 2  # the policy is updated every second gradient step, twice
@@ -55,16 +58,18 @@ def method_name(args):
     return name
 
 
-# ----------------------------------------------- Context encoder (phi) ------------------------------------------------
+# ------------------------------- Context encoder (phi) --------------------------------
 
 
 def subsample(batch_size, window_size, training, device=None):
-    """Which transitions of the window the encoder sees: positions [batch or 1, K // 5], of which 0 is the oldest. In
-    training a random fifth in random order, in evaluation a fifth evenly spaced in time."""
+    """Which transitions of the window the encoder sees: positions [batch or 1, K // 5], of
+    which 0 is the oldest. In training a random fifth in random order, in evaluation a fifth
+    evenly spaced in time."""
     n = window_size // 5
     if training:
-        return torch.rand(batch_size, window_size, device=device).topk(n).indices  # n different positions
-    evenly = torch.linspace(0, window_size - 1, n, dtype=torch.float64)  # float32 would miss some whole numbers
+        numbers = torch.rand(batch_size, window_size, device=device)
+        return numbers.topk(n).indices  # n different positions, at random
+    evenly = torch.linspace(0, window_size - 1, n, dtype=torch.float64)  # float32 is too coarse
     return evenly.long()[None]
 
 
@@ -79,7 +84,7 @@ def sim_norm(x):
 
 
 class Encoder(nn.Module):
-    """Transitions (s, a, s' - s) of the window -> z [batch, 8]. With norms, z has entries in [0, 1]."""
+    """Transitions (s, a, s' - s) of the window -> z [batch, 8], with norms in [0, 1]."""
 
     def __init__(self, obs_dim, act_dim, mask_prob, normalise):
         super().__init__()
@@ -90,7 +95,7 @@ class Encoder(nn.Module):
         self.normalise = normalise
 
     def mask(self, x):
-        """Sets a state, an action or a change to zero as a whole, each with probability `mask_prob`."""
+        """Sets each state, action or change to zero, as a whole, with probability `mask_prob`."""
         keep = torch.rand(*x.shape[:2], 1, device=x.device) >= self.mask_prob
         return x * keep
 
@@ -125,7 +130,7 @@ class GaussianHead(nn.Module):
         return mean + variance.sqrt() * torch.randn_like(mean)
 
 
-# ------------------------ Networks: dynamics model (theta), policy (xi) and Q-functions (zeta) ------------------------
+# -------- Networks: dynamics model (theta), policy (xi) and Q-functions (zeta) --------
 
 
 class MLP(nn.Module):
@@ -133,7 +138,8 @@ class MLP(nn.Module):
 
     def __init__(self, inputs, outputs):
         super().__init__()
-        self.trunk = nn.Sequential(nn.Linear(inputs + Z_DIM, WIDTH), nn.ReLU(), nn.Linear(WIDTH, WIDTH))
+        first = nn.Linear(inputs + Z_DIM, WIDTH)
+        self.trunk = nn.Sequential(first, nn.ReLU(), nn.Linear(WIDTH, WIDTH))
         self.head = nn.Linear(WIDTH, outputs)
 
     def forward(self, x, z):  # [batch, inputs] -> [batch, outputs]
@@ -142,8 +148,8 @@ class MLP(nn.Module):
 
 
 class Actor(MLP):
-    """Gaussian policy, squashed into (-1, 1) by tanh. The head gives mean and log standard deviation. `condition`:
-    what the network is told about the context."""
+    """Gaussian policy, squashed into (-1, 1) by tanh. The head gives mean and log standard
+    deviation. `condition`: what the network is told about the context."""
 
     def forward(self, obs, condition):
         mean, log_std = super().forward(obs, condition).chunk(2, dim=1)
@@ -156,15 +162,17 @@ class Actor(MLP):
         normal = torch.distributions.Normal(mean, log_std.exp(), validate_args=False)
         x = normal.rsample()
         action = torch.tanh(x)
-        log_prob = normal.log_prob(x) - torch.log(1 - action.pow(2) + 1e-6)  # tanh changes the density
+        log_prob = normal.log_prob(x)
+        log_prob = log_prob - torch.log(1 - action.pow(2) + 1e-6)  # tanh changes the density
         return action, log_prob.sum(1)
 
 
-# ---------------------------------------------------- Replay buffer ---------------------------------------------------
+# ----------------------------------- Replay buffer ------------------------------------
 
 
 class ReplayBuffer:
-    """Finished episodes of all contexts, laid out as in aib_envs.History: K steps of warm-up, then the episode's T."""
+    """Finished episodes of all contexts, laid out as in aib_envs.History: K steps of warm-up,
+    then the episode's T."""
 
     def __init__(self, history, buffer_size, device):
         num_envs, steps = history.rewards.shape
@@ -172,11 +180,12 @@ class ReplayBuffer:
         self.num_added = 0
         self.window_size = history.window_size
         shape = (num_envs, self.num_episodes)
-        self.obs = torch.zeros(*shape, *history.obs.shape[1:], device=device)  # [n, episodes, K + T, obs_dim]
+        # obs: [n, episodes, K + T, obs_dim]
+        self.obs = torch.zeros(*shape, *history.obs.shape[1:], device=device)
         self.next_obs = torch.zeros_like(self.obs)
         self.actions = torch.zeros(*shape, *history.actions.shape[1:], device=device)
         self.rewards = torch.zeros(*shape, steps, device=device)  # [n, episodes, T]
-        self.lengths = torch.zeros(*shape, dtype=torch.long, device=device)  # steps that can be drawn: at first none
+        self.lengths = torch.zeros(*shape, dtype=torch.long, device=device)  # steps to draw from
 
     def add(self, history):
         """Stores a finished episode, in the place of the oldest."""
@@ -185,18 +194,18 @@ class ReplayBuffer:
         self.next_obs[:, i] = torch.from_numpy(history.next_obs)
         self.actions[:, i] = torch.from_numpy(history.actions)
         self.rewards[:, i] = torch.from_numpy(history.rewards)
-        self.lengths[:, i] = torch.from_numpy(history.lengths)  # all T, unless a simulation diverged
+        self.lengths[:, i] = torch.from_numpy(history.lengths)  # T, or less after a divergence
         self.num_added += 1
 
-        # The steps that can be drawn have the numbers 0, 1, 2, ...: where each episode's begin and end
+        # All steps are numbered through: where each episode's numbers begin and end
         self.ends = self.lengths.flatten().cumsum(0)
         self.begins = self.ends - self.lengths.flatten()
         self.total = int(self.ends[-1])
 
     def sample(self, batch_size):
-        """Steps drawn uniformly from all finished episodes: obs, actions, next_obs, rewards and last, all
-        [batch, ...], and what the encoder sees of the window before each of them: (obs, actions, deltas), all
-        [batch, K // 5, dim]."""
+        """Steps drawn uniformly from all finished episodes: obs, actions, next_obs, rewards and
+        last, all [batch, ...], and what the encoder sees of the window before each of them:
+        (obs, actions, deltas), all [batch, K // 5, dim]."""
         device = self.obs.device
         obs = self.obs.flatten(0, 2)  # [all episodes' K + T steps, obs_dim]
         next_obs = self.next_obs.flatten(0, 2)
@@ -206,7 +215,7 @@ class ReplayBuffer:
         episode = torch.searchsorted(self.ends, i, right=True)  # the one that step i lies in
         t = i - self.begins[episode]  # the step's place in that episode
         last = t == self.rewards.shape[2] - 1
-        now = episode * self.obs.shape[2] + self.window_size + t  # where the step stands in obs: after the warm-up
+        now = episode * self.obs.shape[2] + self.window_size + t  # its place in obs
 
         positions = subsample(batch_size, self.window_size, training=True, device=device)
         past = now[:, None] - self.window_size + positions
@@ -216,15 +225,16 @@ class ReplayBuffer:
         return obs[now], actions[now], next_obs[now], rewards, last, window
 
 
-# ------------------------------------------------ Acting and learning -------------------------------------------------
+# -------------------------------- Acting and learning ---------------------------------
 
 
 def adam(parameters, lr):
-    return torch.optim.Adam(parameters, lr=lr, fused=True, capturable=True)  # capturable: for --cuda-graph
+    # capturable: for --cuda-graph
+    return torch.optim.Adam(parameters, lr=lr, fused=True, capturable=True)
 
 
 class Agent(nn.Module):
-    """Soft actor-critic. The encoder tells it about the context; the dynamics loss alone trains it."""
+    """Soft actor-critic with an encoder of the context, which the dynamics loss alone trains."""
 
     def __init__(self, obs_dim, act_dim, args):
         super().__init__()
@@ -251,12 +261,12 @@ class Agent(nn.Module):
         self.alpha_optimizer = adam([self.log_alpha], args.q_lr)
 
     def infer(self, window):
-        """What a window (obs, actions, deltas, each [batch, K // 5, dim]) tells. In training each call masks anew."""
+        """The window -> z. In training each call masks anew."""
         return self.encoder(*window)
 
     @torch.inference_mode()
     def act(self, obs, history, training=False):
-        """obs [n, obs_dim] -> actions [n, act_dim]: sampled in training, deterministic in evaluation (all NumPy)."""
+        """obs [n, obs_dim] -> actions [n, act_dim], sampled in training (all NumPy)."""
         device = self.log_alpha.device
         positions = subsample(len(obs), self.window_size, training).numpy()
         window = [torch.from_numpy(part).to(device) for part in history.window(positions)]
@@ -298,8 +308,9 @@ class Agent(nn.Module):
             qf2_next = self.qf2_target(next_obs_actions, z)
             min_qf_next = torch.min(qf1_next, qf2_next).squeeze(1)
             alpha = self.log_alpha.exp()
-            goes_on = ~last | self.args.bootstrap_at_limit  # all True, but for --no-bootstrap-at-limit
-            next_q_value = rewards + goes_on * self.args.gamma * (min_qf_next - alpha * next_log_pi)
+            next_value = min_qf_next - alpha * next_log_pi
+            goes_on = ~last | self.args.bootstrap_at_limit  # by default all True
+            next_q_value = rewards + goes_on * self.args.gamma * next_value
         qf1 = self.qf1(obs_actions, z).squeeze(1)
         qf2 = self.qf2(obs_actions, z).squeeze(1)
         losses["qf_loss"] = F.mse_loss(qf1, next_q_value) + F.mse_loss(qf2, next_q_value)
@@ -312,7 +323,8 @@ class Agent(nn.Module):
             # Policy
             losses["actor_loss"], log_pi = self.actor_loss(obs, z)
             self.actor_optimizer.zero_grad()
-            losses["actor_loss"].backward(inputs=list(self.actor.parameters()))  # the Q-functions need none
+            learners = list(self.actor.parameters())  # the Q-functions need no gradients here
+            losses["actor_loss"].backward(inputs=learners)
             self.actor_optimizer.step()
 
             # Temperature
@@ -328,11 +340,12 @@ class Agent(nn.Module):
         return {name: loss.detach() for name, loss in losses.items()}
 
     def actor_loss(self, obs, condition):
-        """The policy's loss [] and the log-probabilities [batch] of the actions that it samples."""
+        """The policy's loss [], and the log-probabilities [batch] of the actions it samples."""
         pi, log_pi = self.actor.get_action(obs, condition)
         obs_pi = torch.cat([obs, pi], 1)
         min_qf_pi = torch.min(self.qf1(obs_pi, condition), self.qf2(obs_pi, condition)).squeeze(1)
-        return (self.log_alpha.exp().detach() * log_pi - min_qf_pi).mean(), log_pi
+        loss = (self.log_alpha.exp().detach() * log_pi - min_qf_pi).mean()
+        return loss, log_pi
 
     @torch.no_grad()
     def update_targets(self):
@@ -342,7 +355,7 @@ class Agent(nn.Module):
                 slow.lerp_(source, self.args.tau)
 
     def diagnose(self, obs, actions, next_obs, rewards, last, window):
-        """The shadow gradient: the mean norm of the gradient that the policy's loss would have with respect to z."""
+        """The shadow gradient: how strongly the policy's loss would pull at z (mean norm)."""
         self.encoder.eval()
         z = self.encoder(*window).detach().requires_grad_()
         loss, _ = self.actor_loss(obs, z)
@@ -351,7 +364,7 @@ class Agent(nn.Module):
         return {"shadow_gradient": gradient.norm(dim=1).mean().item()}
 
 
-# ------------------------------------------------------ Training ------------------------------------------------------
+# -------------------------------------- Training --------------------------------------
 
 
 def make_envs(args, contexts, **options):
@@ -375,7 +388,7 @@ def train(args):
     agent = make_agent(args, envs)
     history = aib_envs.History(n, agent.window_size, steps, obs_dim, act_dim)
     buffer = ReplayBuffer(history, args.buffer_size, aib_run.device(args))
-    run = aib_run.Run(args, method_name(args), agent, buffer)  # goes on from its checkpoint, if it has one
+    run = aib_run.Run(args, method_name(args), agent, buffer)  # goes on from a checkpoint
 
     def evaluate(rollouts):
         returns, diverged = aib_envs.evaluate(eval_envs, agent.act, agent.window_size, rollouts)
@@ -387,10 +400,11 @@ def train(args):
         history.begin()
         for t in range(-agent.window_size, steps):
             if t in (-agent.window_size, 0):  # the warm-up and the episode each begin with a reset
-                seeds = aib_envs.reset_seeds(n, 0, args.seed, run.episode, int(t < 0))  # 0: evaluation's begin with 1
+                warm_up = int(t < 0)
+                seeds = aib_envs.reset_seeds(n, 0, args.seed, run.episode, warm_up)  # 0: training
                 obs, _ = envs.reset(seed=seeds)
             learning = run.episode * steps + max(t, 0) >= args.learning_starts
-            actions = 2 * torch.rand(n, act_dim).numpy() - 1  # always drawn, so that published runs can be repeated
+            actions = 2 * torch.rand(n, act_dim).numpy() - 1  # always drawn: published runs did so
             if learning:
                 actions = agent.act(obs, history, training=True)
             next_obs, rewards, _, _, infos = envs.step(actions)

@@ -1,9 +1,12 @@
-"""DMA*-SH: soft actor-critic with a dynamics-aligned shared hypernetwork (arXiv 2602.06550), in one file.
+"""DMA*-SH: soft actor-critic with a dynamics-aligned shared hypernetwork (arXiv 2602.06550).
 
-The agent meets a world whose dynamics change from episode to episode, and nobody tells it how. A recurrent
-encoder turns the last K transitions into a small vector z. ONE hypernetwork turns z into adapter weights omega, which
-are shared by the dynamics model, the policy and both Q-functions. Encoder and hypernetwork learn from predicting the
-dynamics alone: the RL losses see omega as a constant. Start it with: python dmash_sac.py --env-id DI
+The agent meets a world whose dynamics change from episode to episode, and nobody tells it how.
+A recurrent encoder turns the last K transitions into a small vector z. ONE hypernetwork turns z
+into adapter weights omega, which are shared by the dynamics model, the policy and both
+Q-functions. Encoder and hypernetwork learn from predicting the dynamics alone: the RL losses
+see omega as a constant. Start it with
+
+    python dmash_sac.py --env-id Cheetah
 """
 
 import copy
@@ -18,10 +21,10 @@ from torch import nn
 import aib_envs
 import aib_run
 
-# ----------------------------------------------------- Arguments ------------------------------------------------------
+# ------------------------------------- Arguments --------------------------------------
 
 
-# The types of numbers: Fraction is from 0 to 1, Count 1 or more, EpisodeOrMore the steps of an episode or more.
+# Fraction: from 0 to 1. Count: 1 or more. EpisodeOrMore: the steps of an episode or more.
 @dataclass
 class Args(aib_run.Args):  # --env-id, --seed, --total-timesteps, --resume, ... stand in aib_run.py
     learning_starts: aib_run.EpisodeOrMore = 5_000  # random steps that come first; total_timesteps leaves them out
@@ -32,8 +35,8 @@ class Args(aib_run.Args):  # --env-id, --seed, --total-timesteps, --resume, ... 
     bootstrap_at_limit: bool = True  # bootstrap at an episode's time limit (the authors do not)
     policy_lr: aib_run.Fraction = 3e-4  # learning rate of the policy
     q_lr: aib_run.Fraction = 1e-3  # learning rate of the Q-functions and the temperature
-    dynamics_lr: aib_run.Fraction = 3e-4  # learning rate of encoder, hypernetwork and dynamics model
-    mask_prob: aib_run.Fraction = 0.4  # probability with which the encoder's inputs are masked in training
+    dynamics_lr: aib_run.Fraction = 3e-4  # learning rate of all that the dynamics loss trains
+    mask_prob: aib_run.Fraction = 0.4  # probability of masking the encoder's inputs
     normalise: bool = True  # norms: AvgL1Norm on the embedded transitions, SimNorm on z
     detach_critic: bool = True  # omega is a constant for the Q-loss (if not: an ablation)
     detach_actor: bool = True  # omega is a constant for the policy's loss (if not: an ablation)
@@ -60,16 +63,18 @@ def method_name(args):
     return name
 
 
-# ----------------------------------------------- Context encoder (phi) ------------------------------------------------
+# ------------------------------- Context encoder (phi) --------------------------------
 
 
 def subsample(batch_size, window_size, training, device=None):
-    """Which transitions of the window the encoder sees: positions [batch or 1, K // 5], of which 0 is the oldest. In
-    training a random fifth in random order, in evaluation a fifth evenly spaced in time."""
+    """Which transitions of the window the encoder sees: positions [batch or 1, K // 5], of
+    which 0 is the oldest. In training a random fifth in random order, in evaluation a fifth
+    evenly spaced in time."""
     n = window_size // 5
     if training:
-        return torch.rand(batch_size, window_size, device=device).topk(n).indices  # n different positions
-    evenly = torch.linspace(0, window_size - 1, n, dtype=torch.float64)  # float32 would miss some whole numbers
+        numbers = torch.rand(batch_size, window_size, device=device)
+        return numbers.topk(n).indices  # n different positions, at random
+    evenly = torch.linspace(0, window_size - 1, n, dtype=torch.float64)  # float32 is too coarse
     return evenly.long()[None]
 
 
@@ -84,7 +89,7 @@ def sim_norm(x):
 
 
 class Encoder(nn.Module):
-    """Transitions (s, a, s' - s) of the window -> z [batch, 8]. With norms, z has entries in [0, 1]."""
+    """Transitions (s, a, s' - s) of the window -> z [batch, 8], with norms in [0, 1]."""
 
     def __init__(self, obs_dim, act_dim, mask_prob, normalise):
         super().__init__()
@@ -95,7 +100,7 @@ class Encoder(nn.Module):
         self.normalise = normalise
 
     def mask(self, x):
-        """Sets a state, an action or a change to zero as a whole, each with probability `mask_prob`."""
+        """Sets each state, action or change to zero, as a whole, with probability `mask_prob`."""
         keep = torch.rand(*x.shape[:2], 1, device=x.device) >= self.mask_prob
         return x * keep
 
@@ -113,29 +118,31 @@ class Encoder(nn.Module):
         return z
 
 
-# -------------------------------- Hypernetwork (eta) and the adapter that it generates --------------------------------
+# ---------------- Hypernetwork (eta) and the adapter that it generates ----------------
 # Eq. 3: an adapter turns the output x [256] of a network's trunk into
 #     ReLU(x + W_up ReLU(W_down x + b_down) + b_up),    W_down [32, 256], W_up [256, 32].
-# These are 16,672 numbers for each sample. The hypernetwork generates them in chunks of 512: chunk j has a learned
-# embedding e_j, and one small network turns [z; e_j] into the chunk. `Hypernetwork.chunks` and `adapt_plainly` write
-# this out, for reading and for the tests. Training computes the same faster.
+# These are 16,672 numbers for each sample. The hypernetwork generates them in chunks of 512:
+# chunk j has a learned embedding e_j, and one small network turns [z; e_j] into the chunk.
+# `Hypernetwork.chunks` and `adapt_plainly` write this out, for reading and for the tests.
+# Training computes the same faster.
 BOTTLENECK = 32  # size of the adapter's hidden layer
-CHUNK = 512  # numbers in a chunk: a multiple of WIDTH, so that chunks hold whole rows of the matrices
+CHUNK = 512  # numbers in a chunk: whole rows of the matrices, so a multiple of WIDTH
 EMBEDDING = 8  # size of a chunk's embedding e_j
 FEATURES = 64  # size of the small network's layers
 MATRIX_CHUNKS = BOTTLENECK * WIDTH // CHUNK  # 16 chunks hold W_down, 16 hold W_up
-BIAS_CHUNKS = math.ceil((BOTTLENECK + WIDTH) / CHUNK)  # 1 more holds both biases, with room to spare
+BIAS_CHUNKS = math.ceil((BOTTLENECK + WIDTH) / CHUNK)  # 1 more holds both biases
 
 
 def split_biases(numbers):
-    """The last chunk [batch, 512] -> b_down [batch, 32] and b_up [batch, 256]; the rest of it is not used."""
+    """The last chunk [batch, 512] -> b_down [batch, 32], b_up [batch, 256]; the rest is unused."""
     return numbers[:, :BOTTLENECK], numbers[:, BOTTLENECK : BOTTLENECK + WIDTH]
 
 
 def adapt_plainly(x, chunks):
-    """The adapter as Eq. 3 says it: a trunk's output x [batch, 256], chunks [batch, 33, 512] -> [batch, 256].
+    """Eq. 3: a trunk's output x [batch, 256] and the chunks [batch, 33, 512] -> [batch, 256].
 
-    Chunks 0 ... 15 are W_down's, 16 ... 31 W_up's. Row r of a matrix's j-th chunk, from 0 on, is row 16 r + j."""
+    Chunks 0 ... 15 are W_down's, 16 ... 31 W_up's. Row r of chunk j is row 16 r + j of its matrix
+    (counted from 0)."""
     down, up, biases = chunks.split([MATRIX_CHUNKS, MATRIX_CHUNKS, BIAS_CHUNKS], dim=1)
     w_down = down.unflatten(2, (-1, WIDTH)).transpose(1, 2).flatten(1, 2)  # [batch, 32, 256]
     w_up = up.unflatten(2, (-1, BOTTLENECK)).transpose(1, 2).flatten(1, 2)  # [batch, 256, 32]
@@ -144,15 +151,16 @@ def adapt_plainly(x, chunks):
     return F.relu(x + (w_up @ hidden[:, :, None]).squeeze(2) + b_up)
 
 
-# That is the definition. What runs is the same function without the matrices: a gradient step takes half the time.
-# The small network's last layer (weight M, bias m) turns features f [64] into a chunk, M f + m. A row w of W_down is a
-# part of such a chunk: w = M_r f + m_r, with M_r [256, 64] and m_r [256]. The adapter only needs w times x, and that is
+# That is the definition. What runs is the same function without the matrices: a gradient step
+# takes half the time. The small network's last layer (weight M, bias m) turns features f [64]
+# into a chunk, M f + m. A row w of W_down is a part of such a chunk: w = M_r f + m_r, with M_r
+# [256, 64] and m_r [256]. The adapter only needs w times x, and that is
 #     [x M_r, x m_r] times [f; 1].
-# The first factor has no f: one product with M and m, which all samples share, makes it for the whole batch. The second
-# is each sample's own, and small.
+# The first factor has no f: one product with M and m, which all samples share, makes it for the
+# whole batch. The second is each sample's own, and small.
 class Omega(NamedTuple):
-    """The adapter's weights, never written out: each sample's features f and biases, and the last layer, which all
-    samples share."""
+    """The adapter's weights, never written out: each sample's features f and biases, and the
+    last layer, which all samples share."""
 
     down: torch.Tensor  # [batch, 16, 65], [f; 1] of the chunks of W_down
     up: torch.Tensor  # [batch, 16, 65], [f; 1] of the chunks of W_up
@@ -172,7 +180,8 @@ class Hypernetwork(nn.Module):
     def __init__(self, inputs):
         super().__init__()
         if CHUNK % WIDTH or CHUNK % BOTTLENECK or BOTTLENECK * WIDTH % CHUNK:
-            raise ValueError("CHUNK must be a multiple of WIDTH and of BOTTLENECK, and divide their product")
+            wanted = "a multiple of WIDTH and of BOTTLENECK that divides their product"
+            raise ValueError(f"CHUNK must be {wanted}")
         self.embeddings = nn.Parameter(torch.randn(2 * MATRIX_CHUNKS + BIAS_CHUNKS, EMBEDDING))
         self.first = nn.Linear(inputs + EMBEDDING, FEATURES)
         self.second = nn.Linear(FEATURES, FEATURES)
@@ -187,7 +196,7 @@ class Hypernetwork(nn.Module):
         return self.head(F.relu(self.second(F.relu(self.first(z_e)))))
 
     def forward(self, z):
-        # first([z; e_j]) is a sum: z's part is computed once for all j, e_j's part once for all samples.
+        # first([z; e_j]) is a sum: of z's part, once for all j, and e_j's, once for all samples.
         w_z, w_e = self.first.weight.tensor_split([-EMBEDDING], dim=1)
         of_z = F.linear(z, w_z, self.first.bias)[:, None]  # [batch, 1, 64]
         of_e = F.linear(self.embeddings, w_e)  # [33, 64]
@@ -206,23 +215,24 @@ class Hypernetwork(nn.Module):
 
 
 def generated_linear(x, features, head):
-    """Each sample's own generated matrix times its x: x [batch, in], features [batch, 16, 65], head [in, rows * 65] ->
-    [batch, out]."""
-    through_head = (x @ head).unflatten(1, (-1, FEATURES + 1))  # [x M, x m]: [batch, rows of a chunk, 65]
-    return (through_head @ features.mT).flatten(1)  # the chunks' first rows, then their second ones, ...
+    """Each sample's own generated matrix times its x: x [batch, in], features [batch, 16, 65],
+    head [in, rows * 65] -> [batch, out]."""
+    through_head = (x @ head).unflatten(1, (-1, FEATURES + 1))  # [x M, x m]
+    products = through_head @ features.mT  # [batch, rows of a chunk, 16]
+    return products.flatten(1)  # the chunks' first rows, then their second ones, ...
 
 
 def adapt(x, omega):
-    """The generated adapter (Eq. 3) on a trunk's output x [batch, 256]. The same as `adapt_plainly`."""
+    """The adapter (Eq. 3) on a trunk's output x [batch, 256]: the same as `adapt_plainly`."""
     hidden = F.relu(generated_linear(x, omega.down, omega.head_down) + omega.b_down)
     return F.relu(x + generated_linear(hidden, omega.up, omega.head_up) + omega.b_up)
 
 
-# ------------------------ Networks: dynamics model (theta), policy (xi) and Q-functions (zeta) ------------------------
+# -------- Networks: dynamics model (theta), policy (xi) and Q-functions (zeta) --------
 
 
 class MLP(nn.Module):
-    """Trunk, generated adapter, head. The trunk ends without an activation, the adapter with a ReLU."""
+    """Trunk, generated adapter, head. The trunk ends without an activation."""
 
     def __init__(self, inputs, outputs):
         super().__init__()
@@ -234,8 +244,8 @@ class MLP(nn.Module):
 
 
 class Actor(MLP):
-    """Gaussian policy, squashed into (-1, 1) by tanh. The head gives mean and log standard deviation. `condition`:
-    what the network is told about the context."""
+    """Gaussian policy, squashed into (-1, 1) by tanh. The head gives mean and log standard
+    deviation. `condition`: what the network is told about the context."""
 
     def forward(self, obs, condition):
         mean, log_std = super().forward(obs, condition).chunk(2, dim=1)
@@ -248,15 +258,17 @@ class Actor(MLP):
         normal = torch.distributions.Normal(mean, log_std.exp(), validate_args=False)
         x = normal.rsample()
         action = torch.tanh(x)
-        log_prob = normal.log_prob(x) - torch.log(1 - action.pow(2) + 1e-6)  # tanh changes the density
+        log_prob = normal.log_prob(x)
+        log_prob = log_prob - torch.log(1 - action.pow(2) + 1e-6)  # tanh changes the density
         return action, log_prob.sum(1)
 
 
-# ---------------------------------------------------- Replay buffer ---------------------------------------------------
+# ----------------------------------- Replay buffer ------------------------------------
 
 
 class ReplayBuffer:
-    """Finished episodes of all contexts, laid out as in aib_envs.History: K steps of warm-up, then the episode's T."""
+    """Finished episodes of all contexts, laid out as in aib_envs.History: K steps of warm-up,
+    then the episode's T."""
 
     def __init__(self, history, buffer_size, device):
         num_envs, steps = history.rewards.shape
@@ -264,11 +276,12 @@ class ReplayBuffer:
         self.num_added = 0
         self.window_size = history.window_size
         shape = (num_envs, self.num_episodes)
-        self.obs = torch.zeros(*shape, *history.obs.shape[1:], device=device)  # [n, episodes, K + T, obs_dim]
+        # obs: [n, episodes, K + T, obs_dim]
+        self.obs = torch.zeros(*shape, *history.obs.shape[1:], device=device)
         self.next_obs = torch.zeros_like(self.obs)
         self.actions = torch.zeros(*shape, *history.actions.shape[1:], device=device)
         self.rewards = torch.zeros(*shape, steps, device=device)  # [n, episodes, T]
-        self.lengths = torch.zeros(*shape, dtype=torch.long, device=device)  # steps that can be drawn: at first none
+        self.lengths = torch.zeros(*shape, dtype=torch.long, device=device)  # steps to draw from
 
     def add(self, history):
         """Stores a finished episode, in the place of the oldest."""
@@ -277,18 +290,18 @@ class ReplayBuffer:
         self.next_obs[:, i] = torch.from_numpy(history.next_obs)
         self.actions[:, i] = torch.from_numpy(history.actions)
         self.rewards[:, i] = torch.from_numpy(history.rewards)
-        self.lengths[:, i] = torch.from_numpy(history.lengths)  # all T, unless a simulation diverged
+        self.lengths[:, i] = torch.from_numpy(history.lengths)  # T, or less after a divergence
         self.num_added += 1
 
-        # The steps that can be drawn have the numbers 0, 1, 2, ...: where each episode's begin and end
+        # All steps are numbered through: where each episode's numbers begin and end
         self.ends = self.lengths.flatten().cumsum(0)
         self.begins = self.ends - self.lengths.flatten()
         self.total = int(self.ends[-1])
 
     def sample(self, batch_size):
-        """Steps drawn uniformly from all finished episodes: obs, actions, next_obs, rewards and last, all
-        [batch, ...], and what the encoder sees of the window before each of them: (obs, actions, deltas), all
-        [batch, K // 5, dim]."""
+        """Steps drawn uniformly from all finished episodes: obs, actions, next_obs, rewards and
+        last, all [batch, ...], and what the encoder sees of the window before each of them:
+        (obs, actions, deltas), all [batch, K // 5, dim]."""
         device = self.obs.device
         obs = self.obs.flatten(0, 2)  # [all episodes' K + T steps, obs_dim]
         next_obs = self.next_obs.flatten(0, 2)
@@ -298,7 +311,7 @@ class ReplayBuffer:
         episode = torch.searchsorted(self.ends, i, right=True)  # the one that step i lies in
         t = i - self.begins[episode]  # the step's place in that episode
         last = t == self.rewards.shape[2] - 1
-        now = episode * self.obs.shape[2] + self.window_size + t  # where the step stands in obs: after the warm-up
+        now = episode * self.obs.shape[2] + self.window_size + t  # its place in obs
 
         positions = subsample(batch_size, self.window_size, training=True, device=device)
         past = now[:, None] - self.window_size + positions
@@ -308,15 +321,16 @@ class ReplayBuffer:
         return obs[now], actions[now], next_obs[now], rewards, last, window
 
 
-# ------------------------------------------------ Acting and learning -------------------------------------------------
+# -------------------------------- Acting and learning ---------------------------------
 
 
 def adam(parameters, lr):
-    return torch.optim.Adam(parameters, lr=lr, fused=True, capturable=True)  # capturable: for --cuda-graph
+    # capturable: for --cuda-graph
+    return torch.optim.Adam(parameters, lr=lr, fused=True, capturable=True)
 
 
 class Agent(nn.Module):
-    """Soft actor-critic. Encoder and hypernetwork tell it about the context; the dynamics loss alone trains them."""
+    """Soft actor-critic with encoder and hypernetwork, which the dynamics loss alone trains."""
 
     def __init__(self, obs_dim, act_dim, args):
         super().__init__()
@@ -341,13 +355,13 @@ class Agent(nn.Module):
         self.alpha_optimizer = adam([self.log_alpha], args.q_lr)
 
     def infer(self, window):
-        """What a window (obs, actions, deltas, each [batch, K // 5, dim]) tells. In training each call masks anew."""
+        """The window -> omega. In training each call masks anew."""
         z = self.encoder(*window)
         return self.hypernetwork(z)
 
     @torch.inference_mode()
     def act(self, obs, history, training=False):
-        """obs [n, obs_dim] -> actions [n, act_dim]: sampled in training, deterministic in evaluation (all NumPy)."""
+        """obs [n, obs_dim] -> actions [n, act_dim], sampled in training (all NumPy)."""
         device = self.log_alpha.device
         positions = subsample(len(obs), self.window_size, training).numpy()
         window = [torch.from_numpy(part).to(device) for part in history.window(positions)]
@@ -373,7 +387,7 @@ class Agent(nn.Module):
         predicted = self.dynamics(obs_actions, omega)
         losses["dynamics_loss"] = F.mse_loss(predicted, next_obs - obs)
         self.dynamics_optimizer.zero_grad()
-        losses["dynamics_loss"].backward()  # the optimizer steps last: ablations add other losses' gradients
+        losses["dynamics_loss"].backward()  # its optimizer steps last: ablations add gradients
 
         # From here on omega is a constant.
         omega = omega.detach()
@@ -386,8 +400,9 @@ class Agent(nn.Module):
             qf2_next = self.qf2_target(next_obs_actions, omega)
             min_qf_next = torch.min(qf1_next, qf2_next).squeeze(1)
             alpha = self.log_alpha.exp()
-            goes_on = ~last | self.args.bootstrap_at_limit  # all True, but for --no-bootstrap-at-limit
-            next_q_value = rewards + goes_on * self.args.gamma * (min_qf_next - alpha * next_log_pi)
+            next_value = min_qf_next - alpha * next_log_pi
+            goes_on = ~last | self.args.bootstrap_at_limit  # by default all True
+            next_q_value = rewards + goes_on * self.args.gamma * next_value
         critic_omega = omega if self.args.detach_critic else self.infer(window)
         qf1 = self.qf1(obs_actions, critic_omega).squeeze(1)
         qf2 = self.qf2(obs_actions, critic_omega).squeeze(1)
@@ -402,7 +417,7 @@ class Agent(nn.Module):
             actor_omega = omega if self.args.detach_actor else self.infer(window)
             losses["actor_loss"], log_pi = self.actor_loss(obs, actor_omega)
             self.actor_optimizer.zero_grad()
-            learners = list(self.actor.parameters())  # not the Q-functions: their gradients would be thrown away
+            learners = list(self.actor.parameters())  # the Q-functions need no gradients here
             if not self.args.detach_actor:
                 learners += self.dynamics_parameters
             losses["actor_loss"].backward(inputs=learners)
@@ -421,11 +436,12 @@ class Agent(nn.Module):
         return {name: loss.detach() for name, loss in losses.items()}
 
     def actor_loss(self, obs, condition):
-        """The policy's loss [] and the log-probabilities [batch] of the actions that it samples."""
+        """The policy's loss [], and the log-probabilities [batch] of the actions it samples."""
         pi, log_pi = self.actor.get_action(obs, condition)
         obs_pi = torch.cat([obs, pi], 1)
         min_qf_pi = torch.min(self.qf1(obs_pi, condition), self.qf2(obs_pi, condition)).squeeze(1)
-        return (self.log_alpha.exp().detach() * log_pi - min_qf_pi).mean(), log_pi
+        loss = (self.log_alpha.exp().detach() * log_pi - min_qf_pi).mean()
+        return loss, log_pi
 
     @torch.no_grad()
     def update_targets(self):
@@ -435,7 +451,7 @@ class Agent(nn.Module):
                 slow.lerp_(source, self.args.tau)
 
     def diagnose(self, obs, actions, next_obs, rewards, last, window):
-        """The shadow gradient: the mean norm of the gradient that the policy's loss would have with respect to z."""
+        """The shadow gradient: how strongly the policy's loss would pull at z (mean norm)."""
         self.encoder.eval()
         z = self.encoder(*window).detach().requires_grad_()
         omega = self.hypernetwork(z)
@@ -445,7 +461,7 @@ class Agent(nn.Module):
         return {"shadow_gradient": gradient.norm(dim=1).mean().item()}
 
 
-# ------------------------------------------------------ Training ------------------------------------------------------
+# -------------------------------------- Training --------------------------------------
 
 
 def make_envs(args, contexts, **options):
@@ -469,7 +485,7 @@ def train(args):
     agent = make_agent(args, envs)
     history = aib_envs.History(n, agent.window_size, steps, obs_dim, act_dim)
     buffer = ReplayBuffer(history, args.buffer_size, aib_run.device(args))
-    run = aib_run.Run(args, method_name(args), agent, buffer)  # goes on from its checkpoint, if it has one
+    run = aib_run.Run(args, method_name(args), agent, buffer)  # goes on from a checkpoint
 
     def evaluate(rollouts):
         returns, diverged = aib_envs.evaluate(eval_envs, agent.act, agent.window_size, rollouts)
@@ -481,10 +497,11 @@ def train(args):
         history.begin()
         for t in range(-agent.window_size, steps):
             if t in (-agent.window_size, 0):  # the warm-up and the episode each begin with a reset
-                seeds = aib_envs.reset_seeds(n, 0, args.seed, run.episode, int(t < 0))  # 0: evaluation's begin with 1
+                warm_up = int(t < 0)
+                seeds = aib_envs.reset_seeds(n, 0, args.seed, run.episode, warm_up)  # 0: training
                 obs, _ = envs.reset(seed=seeds)
             learning = run.episode * steps + max(t, 0) >= args.learning_starts
-            actions = 2 * torch.rand(n, act_dim).numpy() - 1  # always drawn, so that published runs can be repeated
+            actions = 2 * torch.rand(n, act_dim).numpy() - 1  # always drawn: published runs did so
             if learning:
                 actions = agent.act(obs, history, training=True)
             next_obs, rewards, _, _, infos = envs.step(actions)

@@ -1,8 +1,11 @@
-"""DR: soft actor-critic with domain randomisation, a baseline of arXiv 2602.06550, in one file.
+"""DR: soft actor-critic with domain randomisation, a baseline of arXiv 2602.06550.
 
-The agent meets a world whose dynamics change from episode to episode, and nobody tells it how. It trains in
-all training contexts at once and has to find one policy that does for all of them. With --context-aware it is Concat:
-it is told the true context, which is appended to the observation. Start it with: python dr_sac.py --env-id DI
+The agent meets a world whose dynamics change from episode to episode, and nobody tells it how.
+It trains in all training contexts at once and has to find one policy that does for all of them.
+With --context-aware it is Concat: it is told the true context, which is appended to the
+observation. Start it with
+
+    python dr_sac.py --env-id DI
 """
 
 import copy
@@ -15,10 +18,10 @@ from torch import nn
 import aib_envs
 import aib_run
 
-# ----------------------------------------------------- Arguments ------------------------------------------------------
+# ------------------------------------- Arguments --------------------------------------
 
 
-# The types of numbers: Fraction is from 0 to 1, Count 1 or more, EpisodeOrMore the steps of an episode or more.
+# Fraction: from 0 to 1. Count: 1 or more. EpisodeOrMore: the steps of an episode or more.
 @dataclass
 class Args(aib_run.Args):  # --env-id, --seed, --total-timesteps, --resume, ... stand in aib_run.py
     learning_starts: aib_run.EpisodeOrMore = 5_000  # random steps that come first; total_timesteps leaves them out
@@ -46,7 +49,7 @@ def method_name(args):
     return "Concat-scaled" if args.scale_context else "Concat"
 
 
-# ------------------------------------ Networks: policy (xi) and Q-functions (zeta) ------------------------------------
+# -------------------- Networks: policy (xi) and Q-functions (zeta) --------------------
 
 
 class MLP(nn.Module):
@@ -63,7 +66,8 @@ class MLP(nn.Module):
 
 
 class Actor(MLP):
-    """Gaussian policy, squashed into (-1, 1) by tanh. The head gives mean and log standard deviation."""
+    """Gaussian policy, squashed into (-1, 1) by tanh. The head gives mean and log standard
+    deviation."""
 
     def forward(self, obs):
         mean, log_std = super().forward(obs).chunk(2, dim=1)
@@ -76,15 +80,17 @@ class Actor(MLP):
         normal = torch.distributions.Normal(mean, log_std.exp(), validate_args=False)
         x = normal.rsample()
         action = torch.tanh(x)
-        log_prob = normal.log_prob(x) - torch.log(1 - action.pow(2) + 1e-6)  # tanh changes the density
+        log_prob = normal.log_prob(x)
+        log_prob = log_prob - torch.log(1 - action.pow(2) + 1e-6)  # tanh changes the density
         return action, log_prob.sum(1)
 
 
-# ---------------------------------------------------- Replay buffer ---------------------------------------------------
+# ----------------------------------- Replay buffer ------------------------------------
 
 
 class ReplayBuffer:
-    """Finished episodes of all contexts, laid out as in aib_envs.History, without a warm-up: T steps each."""
+    """Finished episodes of all contexts, laid out as in aib_envs.History, without a warm-up: T
+    steps each."""
 
     def __init__(self, history, buffer_size, device):
         num_envs, steps = history.rewards.shape
@@ -95,7 +101,7 @@ class ReplayBuffer:
         self.next_obs = torch.zeros_like(self.obs)
         self.actions = torch.zeros(*shape, *history.actions.shape[1:], device=device)
         self.rewards = torch.zeros(*shape, steps, device=device)  # [n, episodes, T]
-        self.lengths = torch.zeros(*shape, dtype=torch.long, device=device)  # steps that can be drawn: at first none
+        self.lengths = torch.zeros(*shape, dtype=torch.long, device=device)  # steps to draw from
 
     def add(self, history):
         """Stores a finished episode, in the place of the oldest."""
@@ -104,17 +110,17 @@ class ReplayBuffer:
         self.next_obs[:, i] = torch.from_numpy(history.next_obs)
         self.actions[:, i] = torch.from_numpy(history.actions)
         self.rewards[:, i] = torch.from_numpy(history.rewards)
-        self.lengths[:, i] = torch.from_numpy(history.lengths)  # all T, unless a simulation diverged
+        self.lengths[:, i] = torch.from_numpy(history.lengths)  # T, or less after a divergence
         self.num_added += 1
 
-        # The steps that can be drawn have the numbers 0, 1, 2, ...: where each episode's begin and end
+        # All steps are numbered through: where each episode's numbers begin and end
         self.ends = self.lengths.flatten().cumsum(0)
         self.begins = self.ends - self.lengths.flatten()
         self.total = int(self.ends[-1])
 
     def sample(self, batch_size):
-        """Steps drawn uniformly from all finished episodes: obs, actions, next_obs, rewards and last, all
-        [batch, ...]."""
+        """Steps drawn uniformly from all finished episodes: obs, actions, next_obs, rewards and
+        last, all [batch, ...]."""
         obs = self.obs.flatten(0, 1)  # [episodes, T, obs_dim]
         next_obs = self.next_obs.flatten(0, 1)
         actions = self.actions.flatten(0, 1)
@@ -127,15 +133,16 @@ class ReplayBuffer:
         return obs[episode, t], actions[episode, t], next_obs[episode, t], rewards[episode, t], last
 
 
-# ------------------------------------------------ Acting and learning -------------------------------------------------
+# -------------------------------- Acting and learning ---------------------------------
 
 
 def adam(parameters, lr):
-    return torch.optim.Adam(parameters, lr=lr, fused=True, capturable=True)  # capturable: for --cuda-graph
+    # capturable: for --cuda-graph
+    return torch.optim.Adam(parameters, lr=lr, fused=True, capturable=True)
 
 
 class Agent(nn.Module):
-    """Soft actor-critic (Haarnoja et al. 2018): policy, two Q-functions with targets, and a learned temperature."""
+    """Soft actor-critic (Haarnoja et al. 2018), with two Q-functions and a learned temperature."""
 
     def __init__(self, obs_dim, act_dim, args):
         super().__init__()
@@ -155,7 +162,7 @@ class Agent(nn.Module):
 
     @torch.inference_mode()
     def act(self, obs, history, training=False):
-        """obs [n, obs_dim] -> actions [n, act_dim]: sampled in training, deterministic in evaluation (all NumPy)."""
+        """obs [n, obs_dim] -> actions [n, act_dim], sampled in training (all NumPy)."""
         obs = torch.from_numpy(obs).to(self.log_alpha.device)
         if training:
             actions, _ = self.actor.get_action(obs)
@@ -177,8 +184,9 @@ class Agent(nn.Module):
             qf2_next = self.qf2_target(next_obs_actions)
             min_qf_next = torch.min(qf1_next, qf2_next).squeeze(1)
             alpha = self.log_alpha.exp()
-            goes_on = ~last | self.args.bootstrap_at_limit  # all True, but for --no-bootstrap-at-limit
-            next_q_value = rewards + goes_on * self.args.gamma * (min_qf_next - alpha * next_log_pi)
+            next_value = min_qf_next - alpha * next_log_pi
+            goes_on = ~last | self.args.bootstrap_at_limit  # by default all True
+            next_q_value = rewards + goes_on * self.args.gamma * next_value
         qf1 = self.qf1(obs_actions).squeeze(1)
         qf2 = self.qf2(obs_actions).squeeze(1)
         losses["qf_loss"] = F.mse_loss(qf1, next_q_value) + F.mse_loss(qf2, next_q_value)
@@ -191,7 +199,8 @@ class Agent(nn.Module):
             # Policy
             losses["actor_loss"], log_pi = self.actor_loss(obs)
             self.actor_optimizer.zero_grad()
-            losses["actor_loss"].backward(inputs=list(self.actor.parameters()))  # the Q-functions need none
+            learners = list(self.actor.parameters())  # the Q-functions need no gradients here
+            losses["actor_loss"].backward(inputs=learners)
             self.actor_optimizer.step()
 
             # Temperature
@@ -206,11 +215,12 @@ class Agent(nn.Module):
         return {name: loss.detach() for name, loss in losses.items()}
 
     def actor_loss(self, obs):
-        """The policy's loss [] and the log-probabilities [batch] of the actions that it samples."""
+        """The policy's loss [], and the log-probabilities [batch] of the actions it samples."""
         pi, log_pi = self.actor.get_action(obs)
         obs_pi = torch.cat([obs, pi], 1)
         min_qf_pi = torch.min(self.qf1(obs_pi), self.qf2(obs_pi)).squeeze(1)
-        return (self.log_alpha.exp().detach() * log_pi - min_qf_pi).mean(), log_pi
+        loss = (self.log_alpha.exp().detach() * log_pi - min_qf_pi).mean()
+        return loss, log_pi
 
     @torch.no_grad()
     def update_targets(self):
@@ -224,7 +234,7 @@ class Agent(nn.Module):
         return {}
 
 
-# ------------------------------------------------------ Training ------------------------------------------------------
+# -------------------------------------- Training --------------------------------------
 
 
 def make_envs(args, contexts, **options):
@@ -250,7 +260,7 @@ def train(args):
     agent = make_agent(args, envs)
     history = aib_envs.History(n, agent.window_size, steps, obs_dim, act_dim)
     buffer = ReplayBuffer(history, args.buffer_size, aib_run.device(args))
-    run = aib_run.Run(args, method_name(args), agent, buffer)  # goes on from its checkpoint, if it has one
+    run = aib_run.Run(args, method_name(args), agent, buffer)  # goes on from a checkpoint
 
     def evaluate(rollouts):
         returns, diverged = aib_envs.evaluate(eval_envs, agent.act, agent.window_size, rollouts)
@@ -262,10 +272,11 @@ def train(args):
         history.begin()
         for t in range(-agent.window_size, steps):
             if t in (-agent.window_size, 0):  # the warm-up and the episode each begin with a reset
-                seeds = aib_envs.reset_seeds(n, 0, args.seed, run.episode, int(t < 0))  # 0: evaluation's begin with 1
+                warm_up = int(t < 0)
+                seeds = aib_envs.reset_seeds(n, 0, args.seed, run.episode, warm_up)  # 0: training
                 obs, _ = envs.reset(seed=seeds)
             learning = run.episode * steps + max(t, 0) >= args.learning_starts
-            actions = 2 * torch.rand(n, act_dim).numpy() - 1  # always drawn, so that published runs can be repeated
+            actions = 2 * torch.rand(n, act_dim).numpy() - 1  # always drawn: published runs did so
             if learning:
                 actions = agent.act(obs, history, training=True)
             next_obs, rewards, _, _, infos = envs.step(actions)
