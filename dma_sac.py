@@ -33,7 +33,7 @@ class Args(aib_run.Args):  # --env-id, --seed, --total-timesteps, --resume, ... 
     bootstrap_at_limit: bool = True  # bootstrap at an episode's time limit (the authors do not)
     policy_lr: aib_run.Fraction = 3e-4  # learning rate of the policy
     q_lr: aib_run.Fraction = 1e-3  # learning rate of the Q-functions and the temperature
-    dynamics_lr: aib_run.Fraction = 3e-4  # learning rate of encoder and dynamics model
+    dynamics_lr: aib_run.Fraction = 3e-4  # learning rate of all that the dynamics loss trains
     mask_prob: aib_run.Fraction = 0.2  # probability of masking the encoder's inputs
     normalise: bool = True  # norms: AvgL1Norm on the embedded transitions, SimNorm on z
     kl_beta: aib_run.Fraction = 0.0  # DMA-Pearl (no masks, no norms): loss x (1 + beta KL)
