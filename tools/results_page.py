@@ -139,8 +139,9 @@ class Values:
         return f"{sum(share is not None and share < 0.5 for share in shares)} of {len(shares)}"
 
     def back(self, task, method):
-        """After how many steps the reward is back at 90 % after a change, of each seed."""
-        rows = [report_agents.recovery_rows(task, "", adaptation_of(run)[0])[0] for run in self.own(task, method)]
+        """After how many steps the reward is back at 90 % after a change, of each seed that has been rolled out."""
+        found = [both[0] for run in self.own(task, method) if (both := adaptation_of(run))]
+        rows = [report_agents.recovery_rows(task, "", rewards)[0] for rewards in found]
         return listed([in_table(row["steps to 90 %"]) for row in rows])
 
     def lost(self, task, method, kind="switch"):
